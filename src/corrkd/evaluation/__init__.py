@@ -1,1 +1,1 @@
-"""corrkd.evaluation."""
+"""Metrics, calibration, statistical tests and explanations of trained networks."""

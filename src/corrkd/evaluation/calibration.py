@@ -1,11 +1,11 @@
-"""How sure a network may be, and which answers it cannot rule out, under each missing condition.
+"""Calibrated probabilities and prediction sets under each missing condition.
 
-*Temperature*: one number by which logits are divided (Guo et al., On Calibration of Modern Neural
-Networks, ICML 2017). It changes no decision. *Prediction sets*: split conformal prediction for
-people who are new (hierarchical conformal prediction: Lee, Barber & Willett, Distribution-Free
-Inference with Hierarchical Data, 2023). Assumed is that groups (people, videos) are exchangeable,
-and samples within a group; then the set holds the true class of a sample of a new group with
-probability `level` at least, on average over groups.
+*Temperature*: a number by which logits are divided (Guo et al., On Calibration of Modern Neural
+Networks, ICML 2017). It changes no decision. *Prediction sets*: split conformal prediction for new
+groups (hierarchical conformal prediction: Lee, Barber & Willett, Distribution-Free Inference with
+Hierarchical Data, 2023). If groups (people, videos) are exchangeable, and so are samples within a
+group, the set contains the true class of a sample from a new group with probability at least
+`level`, on average over groups.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from corrkd.targets.calibration import fit_temperature, log_probabilities
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration of a condition: its temperature, and the threshold of its sets (infinite: nothing
-    is left out; None: no sets).
+    """Calibration of a condition: its temperature, and the threshold of its prediction sets
+    (infinite: they contain every class; None: no sets).
     """
 
     temperature: float = 1.0
@@ -42,8 +42,8 @@ class Calibration:
 def fit_temperatures(
     results: Sequence[Result], target: Target, truth: npt.NDArray[Any]
 ) -> dict[str, float]:
-    """A temperature for each condition with any sample, fitted on its draws together; none for
-    scores.
+    """Return the temperature of each condition that has a sample, fitted on all of its draws. The
+    mapping is empty for scores.
 
     Args:
         results: of a sweep of the validation split.
@@ -73,15 +73,15 @@ def fit_thresholds(
     level: float,
     temperatures: Mapping[str, float],
 ) -> dict[str, float]:
-    """Return the threshold of each condition: the set contains the classes with a nonconformity
-    score up to it.
+    """Return the threshold of each condition: prediction sets contain the classes with a
+    nonconformity score up to it.
 
     Args:
-        results: of a sweep of samples whose groups took part in no training and no choice.
+        results: of a sweep of samples from groups used neither for training nor for selection.
         target: what is predicted.
         truth: (N,) classes, (N, Q) answers or (N,) scores of the samples.
         groups: (N,) the group of each sample.
-        level: target coverage, a share of samples.
+        level: target coverage, a fraction of the samples.
         temperatures: by condition, fitted on other samples.
     """
     names = np.asarray(groups)
@@ -103,10 +103,10 @@ def fit_thresholds(
 
 
 def group_quantile(values: npt.NDArray[Any], groups: npt.NDArray[Any], level: float) -> float:
-    """The `level` quantile of values among K groups, each weighing 1/(K + 1) whatever its size, and
-    infinity the rest.
+    """Return the `level` quantile of the values (n,) of K groups (n,).
 
-    Infinite where there are too few groups: fewer than level / (1 - level).
+    Each group weighs 1/(K + 1), whatever its size, and infinity weighs the rest. The quantile is
+    infinite for fewer than level / (1 - level) groups.
     """
     if not len(values):
         return math.inf
@@ -124,10 +124,10 @@ def coverage_by_group(
     groups: npt.ArrayLike,
     calibrations: Mapping[str, Calibration],
 ) -> pd.DataFrame:
-    """How many of each group's samples have their truth in the set: rows condition, group, samples,
-    coverage, set_size.
+    """Return the fraction of each group's samples with the true value in the prediction set.
 
-    Questions count one by one, and so do draws.
+    The columns are condition, group, samples, coverage and set_size. Each draw and each yes/no
+    question is counted separately.
     """
     names, rows = np.asarray(groups), []
     for name, draws in by_condition(results).items():
@@ -163,7 +163,7 @@ def _per_sample(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 def by_condition(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """A sweep's results by condition, a condition's draws together."""
+    """Return a sweep's results grouped by condition."""
     out: dict[str, list[Result]] = {}
     for result in results:
         out.setdefault(result.condition.name, []).append(result)

@@ -1,10 +1,10 @@
-"""The statistics of a comparison between methods: intervals and tests from confusion counts per
-group of samples.
+"""Statistics for comparing methods: intervals and tests from confusion counts per group of samples.
 
-Samples of a group (a person, a video) are not independent, groups are taken to be. The layout of
-counts is (..., G, Q, K, K) throughout: G groups, Q questions (1 where classes are predicted), rows
-true, columns predicted. A method's are (S, C, G, Q, K, K), with S seeds and C conditions; its Avg.
-is the mean of weighted F1 over seeds and conditions. One condition alone is `counts[:, [c]]`.
+Samples of a group (a person, a video) are not independent; groups are assumed to be. Counts have
+the shape (..., G, Q, K, K): G groups, Q questions (1 if classes are predicted), true classes in
+rows and predicted classes in columns. The counts of a method are (S, C, G, Q, K, K), with S seeds
+and C conditions. Its Avg. is the mean of weighted F1 over seeds and conditions. Pass
+`counts[:, [c]]` for one condition alone.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.integer[Any]]
 
 LEVEL = 0.95
-CHUNK = 2**21  # numbers held at once in a draw's largest array; changes memory only
+CHUNK = 2**21  # elements in the largest array of a chunk of draws; changes memory only
 TIE = 1e-10  # differences this close are equal but for rounding
 
 
 class Interval(NamedTuple):
-    """An estimate and the ends of its 95 % interval, fractions of 1."""
+    """An estimate and the ends of its 95 % interval, as fractions of 1."""
 
     mean: float
     low: float
@@ -36,8 +36,8 @@ class Interval(NamedTuple):
 
 
 def half_width(values: FloatArray) -> float:
-    """Half-width of the Student-t 95 % interval of the mean of (S,) values; NaN for fewer than
-    two.
+    """Return the half-width of the Student-t 95 % interval of the mean of values (S,); NaN for
+    fewer than two values.
     """
     if len(values) < 2:
         return math.nan
@@ -48,19 +48,19 @@ def half_width(values: FloatArray) -> float:
 def confusion_counts(
     truth: npt.ArrayLike, prediction: npt.ArrayLike, groups: npt.ArrayLike, classes: int
 ) -> npt.NDArray[np.int32]:
-    """Confusion counts of each group.
+    """Return the confusion counts of each group.
 
     Args:
         truth: (N,) classes 0 to K - 1, or (N, Q) answers to questions.
-        prediction: (..., N) or (..., N, Q) likewise, `...` being for example seeds and conditions.
-        groups: (N,) labels of any kind.
-        classes: K, 2 for questions.
+        prediction: (..., N) or (..., N, Q) likewise; `...` is, for example, seeds and conditions.
+        groups: (N,) names or numbers of the groups.
+        classes: K; 2 for questions.
 
     Returns:
-        (..., G, Q, K, K), groups in the order of their sorted labels, Q = 1 for classes.
+        (..., G, Q, K, K), with the groups sorted and Q = 1 for classes.
 
     Raises:
-        CorrKDError: where shapes do not fit or a class is not among the K.
+        CorrKDError: if the shapes do not match or a class is not from 0 to K - 1.
     """
     true, predicted = np.asarray(truth), np.asarray(prediction)
     labels, group = np.unique(np.asarray(groups), return_inverse=True)
@@ -94,29 +94,30 @@ def confusion_counts(
 
 
 def weighted_f1(counts: npt.ArrayLike) -> FloatArray:
-    """Weighted F1 from confusion counts (..., Q, K, K), averaged over the questions: (...). NaN
-    where there is no sample.
+    """Return the weighted F1 (...) from confusion counts (..., Q, K, K), averaged over questions.
+    It is NaN without samples.
 
-    The same as scikit-learn's `f1_score(truth, prediction, average="weighted", zero_division=0)`.
+    Equals scikit-learn's `f1_score(truth, prediction, average="weighted", zero_division=0)`.
     """
     return _f1(_margins(np.asarray(counts)))
 
 
 def group_interval(counts: npt.ArrayLike, *, seed: int, draws: int = 10_000) -> Interval:
-    """Avg. of one method and its 95 % interval over test groups and seeds: a percentile bootstrap.
+    """Return the Avg. of one method with a 95 % percentile bootstrap interval over test groups and
+    seeds.
 
     Each draw takes G groups and, independently, S seeds, both with replacement; a drawn group
     counts in all drawn seeds (Owen, The pigeonhole bootstrap, Annals of Applied Statistics 2007).
-    With one seed it holds the chance in the groups alone. Few groups or few seeds make it too
-    narrow.
+    With one seed the interval covers the variation between groups only. With few groups or few
+    seeds it is too narrow.
 
     Args:
         counts: (S, C, G, Q, K, K).
-        seed: of the resampling.
-        draws: resamples.
+        seed: seed of the resampling.
+        draws: number of resamples.
 
     Raises:
-        CorrKDError: where the counts have another shape.
+        CorrKDError: if the counts have another shape, or a condition has no samples.
     """
     methods = _methods(counts)
     return _interval(_estimates(methods)[0], _resampled(methods, seed, draws)[:, 0])
@@ -125,16 +126,16 @@ def group_interval(counts: npt.ArrayLike, *, seed: int, draws: int = 10_000) -> 
 def paired_group_interval(
     first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int, draws: int = 10_000
 ) -> Interval:
-    """Avg. of `first` minus that of `second`, with `group_interval`'s bootstrap: the same groups
-    and seeds drawn for both.
+    """Return the Avg. of `first` minus the Avg. of `second` with a 95 % interval, by the bootstrap
+    of `group_interval` with the same draws of groups and seeds for both.
 
     Args:
-        first, second: (S, C, G, Q, K, K), seed s of one paired with seed s of the other.
-        seed: of the resampling.
-        draws: resamples.
+        first, second: (S, C, G, Q, K, K), with the same seeds in the same order.
+        seed: seed of the resampling.
+        draws: number of resamples.
 
     Raises:
-        CorrKDError: where the shapes differ or the two were not tested on the same samples.
+        CorrKDError: if the shapes differ or the methods were not tested on the same samples.
     """
     methods = _methods(first, second)
     estimates, resampled = _estimates(methods), _resampled(methods, seed, draws)
@@ -144,25 +145,25 @@ def paired_group_interval(
 def sign_flip_test(
     first: npt.ArrayLike, second: npt.ArrayLike, *, seed: int, draws: int = 10_000
 ) -> float:
-    """Two-sided p value of the difference of two methods' Avg., by swapping the methods within
-    groups.
+    """Return the two-sided p value of the difference between two methods' Avg., by swapping the
+    methods within groups.
 
-    Where the methods do not differ, their counts within a group are exchangeable. Each assignment
-    swaps or keeps every group's counts, of all seeds and conditions together, and recomputes the
-    difference from the totals, F1 being no sum over groups. All 2^G assignments are counted where
-    they are no more than `draws`; else random ones, p = (1 + hits) / (1 + draws) (Phipson and Smyth
-    2010).
+    Under the null hypothesis the counts of the two methods within a group are exchangeable. Each
+    assignment swaps or keeps the counts of each group, for all seeds and conditions together. The
+    difference is recomputed from the totals, since F1 is not a sum over groups. All 2^G assignments
+    are used if they are at most `draws`; otherwise random ones, with p = (1 + hits) / (1 + draws)
+    (Phipson and Smyth 2010).
 
-    The test is about these trained networks on other groups: it does not hold the chance in
-    training. The smallest p is 2 / 2^G, so with five groups or fewer it cannot fall below 0.05.
+    The test generalises to other groups, not to other trainings of the networks. The smallest p is
+    2 / 2^G, so it cannot fall below 0.05 with five groups or fewer.
 
     Args:
         first, second: (S, C, G, Q, K, K).
-        seed: of the random assignments.
-        draws: how many at most.
+        seed: seed of the random assignments.
+        draws: largest number of assignments.
 
     Raises:
-        CorrKDError: where the shapes differ or the two were not tested on the same samples.
+        CorrKDError: if the shapes differ or the methods were not tested on the same samples.
     """
     methods = _methods(first, second)
     margins = _by_group(methods)
@@ -184,11 +185,11 @@ def sign_flip_test(
 
 
 def holm(p_values: Sequence[float] | FloatArray) -> FloatArray:
-    """P values adjusted for their number (Holm, Scandinavian Journal of Statistics 1979), in the
-    order given.
+    """Return the p values, in their order, adjusted for multiple tests (Holm, Scandinavian Journal
+    of Statistics 1979).
 
     Raises:
-        CorrKDError: where one is not from 0 to 1.
+        CorrKDError: if a value is not from 0 to 1.
     """
     p = np.asarray(p_values, np.float64)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
@@ -200,10 +201,10 @@ def holm(p_values: Sequence[float] | FloatArray) -> FloatArray:
 
 
 def ranks(values: npt.ArrayLike) -> FloatArray:
-    """Mean rank (M,) of each of M methods over C conditions, from scores (M, C): 1 is the highest
-    score, ties share their mean rank.
+    """Return the mean rank (M,) of each of M methods over C conditions, from scores (M, C).
 
-    A method with a NaN score has rank NaN and the others are ranked without it.
+    Rank 1 is the highest score, and ties share their mean rank. A method with a NaN score has rank
+    NaN, and the others are ranked without it.
     """
     scores = np.asarray(values, np.float64)
     ranked = ~np.isnan(scores).any(1)
@@ -218,7 +219,7 @@ def ranks(values: npt.ArrayLike) -> FloatArray:
 
 
 def _methods(*counts: npt.ArrayLike) -> IntArray:
-    """(M, S, C, G, Q, K, K) of methods that may be compared."""
+    """Return the counts of comparable methods as one array (M, S, C, G, Q, K, K)."""
     arrays = [np.asarray(c) for c in counts]
     for array in arrays:
         if array.ndim != 6 or 0 in array.shape or array.shape[-1] != array.shape[-2]:
@@ -242,8 +243,8 @@ def _methods(*counts: npt.ArrayLike) -> IntArray:
 
 
 def _margins(counts: IntArray) -> IntArray:
-    """(..., K, K) -> (..., 3, K): right, true and predicted samples of each class, all that F1
-    needs.
+    """Return the true positives, true and predicted samples of each class, (..., 3, K), which
+    suffice for F1, from counts (..., K, K).
     """
     return np.stack(
         [np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1), counts.sum(-2)], axis=-2
@@ -251,7 +252,7 @@ def _margins(counts: IntArray) -> IntArray:
 
 
 def _f1(margins: IntArray | FloatArray) -> FloatArray:
-    """(..., Q, 3, K) -> (...)."""
+    """Return the weighted F1 (...) of margins (..., Q, 3, K)."""
     right, true, predicted = np.moveaxis(margins, -2, 0)
     each = true * 2.0 * right / np.maximum(true + predicted, 1)
     with np.errstate(invalid="ignore"):
@@ -260,26 +261,26 @@ def _f1(margins: IntArray | FloatArray) -> FloatArray:
 
 
 def _by_group(methods: IntArray) -> FloatArray:
-    """(M, S, C, G, Q, K, K) -> margins (G, M, S, C, Q, 3, K), as floats: whole numbers are exact
-    and products fast.
+    """Return the margins (G, M, S, C, Q, 3, K) of counts (M, S, C, G, Q, K, K), as floats: products
+    are fast and integers stay exact.
     """
     return np.ascontiguousarray(np.moveaxis(_margins(methods), 3, 0), np.float64)
 
 
 def _estimates(methods: IntArray) -> FloatArray:
-    """Avg. of each method: (M,)."""
+    """Return the Avg. of each method, (M,)."""
     return weighted_f1(methods.sum(3)).mean((-2, -1))
 
 
 def _chunk(margins: FloatArray) -> int:
-    """How many draws at once, for margins (G, ...)."""
+    """Return the number of draws per chunk, for margins (G, ...)."""
     return max(1, CHUNK // max(len(margins), margins[0].size))
 
 
 def _resampled(methods: IntArray, seed: int, draws: int) -> FloatArray:
-    """Avg. of each method in each draw: (draws, M)."""
+    """Return the Avg. of each method in each draw, (draws, M)."""
     margins = _by_group(methods)
-    margins = margins[margins.any(tuple(range(1, margins.ndim)))]  # those that some seed tests
+    margins = margins[margins.any(tuple(range(1, margins.ndim)))]  # tested by some seed
     groups, seeds = len(margins), margins.shape[2]
     of_groups, of_seeds = np.random.default_rng(seed).spawn(2)
     out = np.empty((draws, margins.shape[1]))
@@ -290,8 +291,8 @@ def _resampled(methods: IntArray, seed: int, draws: int) -> FloatArray:
         ).astype(np.float64)
         seed_weight = of_seeds.multinomial(seeds, np.full(seeds, 1 / seeds), len(chunk)) / seeds
         scores = _f1(np.tensordot(group_weight, margins, 1)).mean(-1)
-        # A seed with a separate test fold has no score where none of the fold's groups was
-        # drawn: the other seeds stand for it.
+        # A seed with a separate test fold has no score if none of its groups was drawn; the mean
+        # is then over the other seeds.
         scored = np.isfinite(scores).all(1)
         seed_weight = np.where(scored, seed_weight, 0.0)
         total = seed_weight.sum(1, keepdims=True)
@@ -303,12 +304,11 @@ def _resampled(methods: IntArray, seed: int, draws: int) -> FloatArray:
 
 
 def _interval(estimate: float, drawn: FloatArray) -> Interval:
-    # Of seeds that test a fold each, a draw may hold no group that a drawn seed tests: it has no
-    # score.
+    # If each seed tests a different fold, a draw without any group of its seeds has score NaN.
     low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(estimate), float(low), float(high))
 
 
 def _all_swaps(groups: int) -> npt.NDArray[np.int64]:
-    """All assignments of swaps to groups, 1 or 0: (2^G, G)."""
+    """Return all assignments of swaps to groups, 1 or 0, (2^G, G)."""
     return (np.arange(2**groups)[:, None] >> np.arange(groups)) & 1

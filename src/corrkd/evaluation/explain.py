@@ -1,14 +1,14 @@
-"""Which modalities and which frames carried one prediction, as numbers; corrkd.report.explanation
+"""Attributions of one prediction to modalities and frames, as numbers. corrkd.report.explanation
 draws them.
 
-What is explained of a class is its log-odds log p/(1 - p), and of a score the score itself. A logit
-alone would not do: all logits may rise together and no probability changes. Nor would a
-probability: near 0 and 1 hardly anything moves it.
+The explained quantity is the log-odds log p/(1 - p) of a class, or the score itself. A logit would
+not do, because all logits can rise together without changing any probability. Nor would a
+probability, which hardly moves near 0 and 1.
 
-*Modalities*: each left out in turn. *Frames*: integrated gradients (Sundararajan, Taly & Yan,
-Axiomatic Attribution for Deep Networks, ICML 2017), as captum computes them. They add up to what
-all visible frames together change against frames that say nothing; the effects of the modalities
-add up to nothing in particular, since two may say the same.
+*Modalities*: each is left out in turn. *Frames*: integrated gradients (Sundararajan, Taly & Yan,
+Axiomatic Attribution for Deep Networks, ICML 2017), computed by captum. The attributions of the
+frames add up to the change of the prediction from uninformative frames to all visible frames. The
+effects of the modalities need not add up to anything, since two modalities may be redundant.
 """
 
 from __future__ import annotations
@@ -29,20 +29,19 @@ from corrkd.networks.base import AnyNetwork
 from corrkd.networks.encoder import Encoder
 from corrkd.targets.base import Target
 
-# points of the path in one pass: 64 long samples side by side would fill a small machine's memory
+# points of the path per pass: 64 copies of a long sample would fill a small machine's memory
 AT_ONCE = 16
 ByModality = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What a modality adds to a prediction: the prediction, minus the one with all frames of the
-    modality missing.
+    """Effect of a modality: the prediction minus the prediction with all frames of the modality
+    missing.
 
     Attributes:
-        value: of what is explained: log-odds, or the score. 0 of a modality that is missing
-            already.
-        probability: of the explained class, -1 to 1; None of scores.
+        value: difference in log-odds or in the score; 0 if the modality is missing already.
+        probability: difference in the probability of the explained class, -1 to 1; None for scores.
     """
 
     value: float
@@ -51,23 +50,23 @@ class Effect:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What carried one prediction.
+    """Attributions of one prediction to modalities and frames.
 
     Attributes:
-        quantity: what `value`, `baseline`, the effects' values and the frames' attributions are in:
+        quantity: unit of `value`, `baseline`, the effects' values and the frames' attributions:
             "log-odds" of the class, or "score".
-        label: the class that is explained; None of scores.
-        question: the yes/no question that `label` answers; None of other targets.
+        label: the explained class; None for scores.
+        question: the yes/no question that `label` answers; None for other targets.
         value: the prediction.
-        probability: of the class, 1/(1 + exp(-value)); None of scores.
-        baseline: the prediction where every visible frame is one that says nothing: what stands for
-            a missing frame (`fill_of`).
-        gap: sum of all attributions, minus (value - baseline): 0 but for the integral's error.
-        steps: points at which the integral was evaluated.
-        modalities: effect of each.
-        frames: attribution of each frame, (T_m,) by modality; 0 where it is invisible.
-        exists: which frames are no padding, (T_m,) by modality.
-        visible: which frames are there, (T_m,) by modality; never in padding.
+        probability: of the class, 1/(1 + exp(-value)); None for scores.
+        baseline: the prediction with every visible frame replaced by the fill of a missing frame
+            (`fill_of`).
+        gap: sum of all attributions, minus (value - baseline): 0 except for integration error.
+        steps: number of points at which the integral was evaluated.
+        modalities: effect of each modality.
+        frames: attribution of each frame, (T_m,) by modality; 0 where the frame is not visible.
+        exists: True for frames that are not padding, (T_m,) by modality.
+        visible: True for frames that the network sees, (T_m,) by modality; never True in padding.
     """
 
     quantity: Literal["log-odds", "score"]
@@ -84,7 +83,7 @@ class Explanation:
     visible: dict[str, tuple[bool, ...]]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; what the target does not have is left out."""
+        """Return the explanation as JSON values, without the fields that are None."""
         values = _without_none(asdict(self))
         values["modalities"] = {
             m: _without_none(effect) for m, effect in values["modalities"].items()
@@ -96,11 +95,11 @@ class Explanation:
 
 @dataclass(frozen=True)
 class ModalityEffects:
-    """What each modality adds to one prediction.
+    """Effect of each modality on one prediction.
 
     Attributes:
-        quantity, label, question: as of an `Explanation`.
-        modalities: effect of each.
+        quantity, label, question: as in `Explanation`.
+        modalities: effect of each modality.
     """
 
     quantity: Literal["log-odds", "score"]
@@ -124,28 +123,29 @@ def explain(
     temperature: float = 1.0,
     steps: int = 64,
 ) -> Explanation:
-    """What carried the prediction of one sample. The network is left as it was, and nothing is
-    random.
+    """Explain the prediction of one sample by its modalities and frames.
+
+    The result is deterministic, and the network's mode is restored.
 
     Args:
-        network: in any mode; it answers in eval mode.
+        network: in any mode; it is evaluated in eval mode.
         inputs: of one sample.
         target: of the network.
-        lengths: canonical number of frames by modality (`Normalisation.lengths`), which a modality
-            that is left out has.
-        output: the class to explain, 0 to K-1 (of questions 0 or 1); default: the predicted one.
-            None for scores.
-        question: the yes/no question to explain, 0 to Q-1; needed where the target has several,
-            None where it has none.
-        temperature: the logits are divided by it; of a prediction that is the one of its condition.
-            Scores have none.
+        lengths: canonical number of frames by modality (`Normalisation.lengths`), used for a
+            modality that is left out.
+        output: index of the class to explain, 0 to K-1 (0 or 1 for questions); default: the
+            predicted class. None for scores.
+        question: index of the yes/no question to explain, 0 to Q-1; required if the target has
+            several, None if it has none.
+        temperature: divides the logits: the temperature of the sample's condition. Not used for
+            scores.
         steps: points of the Gauss-Legendre quadrature along the path from the baseline to the
             frames, at least 1.
 
     Raises:
-        CorrKDError: where captum is not installed, there is not exactly one sample with every
+        CorrKDError: if captum is not installed, `inputs` is not exactly one sample with every
             modality, output, question, temperature or steps are out of range, the network reads
-            conversations or ids of tokens, or its answer is not finite.
+            conversations or token ids, or its output is not finite.
     """
     gradients = _integrated_gradients()
     inputs = _one_sample(network, inputs)
@@ -163,8 +163,8 @@ def explain(
         )
 
         def answers(frames: ByModality) -> Tensor:
-            """What is explained of N samples that differ from `inputs` in frames (N, T_m, d_m)
-            alone: (N,).
+            """Return the explained quantity (N,) of N copies of `inputs` with these frames
+            (N, T_m, d_m).
             """
             count = max(len(x) for x in frames.values())
             parts = (frames, inputs.exists, inputs.visible)
@@ -186,7 +186,7 @@ def explain(
         present = [m for m in network.modalities if seen[m].any()]
 
         def along(*moved: Tensor) -> Tensor:
-            # Autograd refuses what has no part in the answer, but a network may ignore a modality.
+            # Autograd raises for unused inputs, but a network may ignore a modality.
             nothing = sum(0.0 * x[:, 0, 0] for x in moved)
             return answers({**inputs.frames, **dict(zip(present, moved, strict=True))}) + nothing
 
@@ -228,17 +228,17 @@ def modality_effects(
     lengths: Mapping[str, int],
     temperature: float = 1.0,
 ) -> list[ModalityEffects]:
-    """What each modality adds to the prediction of one sample: as `explain`, without frames and
-    without captum.
+    """Return the effect of each modality on the prediction of one sample: as `explain`, without
+    frames and without captum.
 
     Args:
-        network, inputs, target, lengths, temperature: as of `explain`.
+        network, inputs, target, lengths, temperature: as for `explain`.
 
     Returns:
         One entry, or one for each yes/no question.
 
     Raises:
-        CorrKDError: as `explain`, but for captum.
+        CorrKDError: as for `explain`, except that captum is not needed.
     """
     _check_temperature(temperature)
     inputs, score = _one_sample(network, inputs), not target.has_classes
@@ -276,7 +276,7 @@ def _check_temperature(temperature: float) -> None:
 def _quantity(
     logits: Tensor, *, index: int, question: int | None, temperature: float, score: bool
 ) -> Tensor:
-    """Return what is explained of logits (N, ...): the score, or the log-odds of a class, (N,)."""
+    """Return the explained quantity (N,) of logits (N, ...): the score, or a class's log-odds."""
     if score:
         return logits[:, 0]
     return log_odds((logits if question is None else logits[:, question]) / temperature, index)
@@ -296,7 +296,7 @@ def _logits_without(
 def _effects(
     value: float, without: Mapping[str, float], modalities: Sequence[str], *, score: bool
 ) -> dict[str, Effect]:
-    """Return the effect of each modality, 0 of one that is missing already."""
+    """Return the effect of each modality, 0 if it is missing already."""
     return {
         m: Effect(
             value - without.get(m, value),
@@ -307,16 +307,16 @@ def _effects(
 
 
 def log_odds(logits: Tensor, index: int) -> Tensor:
-    """The log-odds log p/(1 - p) of the class at `index`, (..., K) with K at least 2 -> (...), as
-    exact near 0 and 1 as elsewhere.
+    """Return the log-odds log p/(1 - p) (...) of the class at `index` from logits (..., K), K at
+    least 2. They are exact even for p near 0 and 1.
     """
     others = torch.cat([logits[..., :index], logits[..., index + 1 :]], -1)
     return logits[..., index] - others.logsumexp(-1)
 
 
 def fill_of(network: AnyNetwork, modality: str, frames: Tensor) -> Tensor:
-    """What stands for a missing frame of a modality, (d_m,): its `Encoder`'s fill; in networks
-    without one zeros, the usual frame.
+    """Return the frame (d_m,) that replaces a missing frame of a modality: the fill of its
+    `Encoder`, or zeros (a typical frame) in networks without such encoders.
     """
     encoders = getattr(network, "encoders", None)
     if isinstance(encoders, nn.ModuleList) and len(encoders) == len(network.modalities):
@@ -327,7 +327,7 @@ def fill_of(network: AnyNetwork, modality: str, frames: Tensor) -> Tensor:
 
 
 def _one_sample(network: AnyNetwork, inputs: Inputs) -> Inputs:
-    """The inputs of one sample, checked, with zeros in place of invisible frames."""
+    """Return the checked inputs of one sample, with zeros in place of invisible frames."""
     if network.reads_conversations:
         raise CorrKDError(
             f"network {network.name!r} understands a sample among the others of its "
@@ -364,7 +364,7 @@ def _one_sample(network: AnyNetwork, inputs: Inputs) -> Inputs:
 def _asked(
     logits: Tensor, target: Target, output: int | None, question: int | None
 ) -> tuple[int, int | None]:
-    """Which class and which question is explained, of logits (K,), (Q, 2) or (1,)."""
+    """Return the indices of the explained class and question, for logits (K,), (Q, 2) or (1,)."""
     if not target.questions and question is not None:
         raise CorrKDError(
             f"explain: question {question}, but the model answers no questions; leave it out"
@@ -406,7 +406,7 @@ def _probability(odds: float) -> float:
 
 @contextmanager
 def _in_eval_mode(network: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, and then each as it was."""
+    """Set every module to eval mode and restore each module's mode on exit."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:

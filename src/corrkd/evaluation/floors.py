@@ -1,6 +1,4 @@
-"""What a network has to beat: predictions that look at no feature, from the training labels alone
-or with the samples' lengths.
-"""
+"""Baselines that use no features: predictions from the training labels and the samples' lengths."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from corrkd.targets.base import Target
 
 Array = npt.NDArray[Any]
 NUM_BINS = 8  # of lengths, by their quantiles
-MAX_DISTINCT = 16  # so many distinct lengths are a bin each
+MAX_DISTINCT = 16  # with at most this many distinct lengths, each is a bin
 HIDDEN = -1  # in place of the bin of a modality that is not visible
 
 
@@ -27,18 +25,18 @@ def lengths_vary(lengths: Mapping[str, IntArray]) -> bool:
 
 
 class LengthFloor:
-    """The majority prediction among the training samples whose visible modalities are about as
-    long.
+    """Baseline that predicts the majority among training samples with visible modalities of similar
+    length.
 
-    It shows how much of a score the lengths alone would give. Lengths fall into bins: the distinct
-    lengths where there are no more than 16, else eight bins by quantiles. Where no training sample
-    is in the same bins, the majority of all training samples is predicted.
+    It shows the score that the lengths alone achieve. Each distinct length is a bin if there are at
+    most 16, else there are eight quantile bins. If no training sample falls into the same bins, the
+    prediction is the majority of all training samples.
 
     Args:
         target: what is predicted.
         labels: (N,) or (N, Q) labels of the training samples.
-        lengths: (N,) frames of each training sample, by modality.
-        visible: (N,) whether the training sample has a visible frame of the modality, by modality.
+        lengths: number of frames of each training sample, (N,) by modality.
+        visible: whether the training sample has a visible frame, (N,) by modality.
     """
 
     def __init__(
@@ -53,8 +51,8 @@ class LengthFloor:
         self.bins = self._bins(lengths, visible)
 
     def predict(self, lengths: Mapping[str, IntArray], visible: Mapping[str, BoolArray]) -> Array:
-        """Return a prediction for each of n samples, (n,) or (n, Q). Arguments as of the class, for
-        these samples.
+        """Return predictions for n samples, (n,) or (n, Q). The arguments are as for the class, but
+        for these samples.
         """
         patterns, inverse = np.unique(self._bins(lengths, visible), axis=0, return_inverse=True)
         predictions = []
@@ -75,7 +73,7 @@ class LengthFloor:
 
 
 def _edges(lengths: IntArray) -> npt.NDArray[np.float64]:
-    """The lowest length of each bin but the first."""
+    """Return the lowest length of each bin except the first."""
     distinct = np.unique(lengths)
     if len(distinct) <= MAX_DISTINCT:
         return distinct[1:].astype(np.float64)

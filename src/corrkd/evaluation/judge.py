@@ -1,6 +1,4 @@
-"""A network's metrics under every condition, as tidy rows: the one way from predictions to
-results.
-"""
+"""Metrics of a network under every condition, as tidy rows. All results are computed here."""
 
 from __future__ import annotations
 
@@ -43,7 +41,7 @@ COLUMNS = ["condition", "draw", "metric", "value"]
 Predictor = Callable[
     [Mapping[str, FloatArray], Mapping[str, BoolArray], Mapping[str, BoolArray]], npt.ArrayLike
 ]
-"""(frames, exists, visible) of N samples, each by modality as a network's -> probabilities (N, K)
+"""(frames, exists, visible) of N samples, each by modality as in `Inputs` -> probabilities (N, K)
 or (N, Q, 2), or scores (N, 1).
 """
 
@@ -60,32 +58,31 @@ def evaluate(
     batch_size: int = 256,
     on_batch: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
-    """Metrics of a trained network on a dataset, under every missing condition or under those
-    named.
+    """Return the metrics of a trained network on a dataset, under the standard or the named
+    conditions.
 
     Args:
-        student: from `load_student`; its own normalisation and thresholds are applied.
-        dataset: raw features, with the student's modalities: a `MultimodalDataset`, or whatever
-            `load_dataset` takes. Where that names no split, its samples are dealt as for a run, so
-            that none is tested that the run has trained on.
+        student: from `load_student`; its normalisation and thresholds are applied.
+        dataset: raw features, with the student's modalities: a `MultimodalDataset`, or anything
+            that `load_dataset` takes. A dataset without splits is split as for a run, so that no
+            sample is tested on which the run was trained.
         split: which samples.
-        conditions: names as in `corrkd.missing.conditions`; default: the standard ones, or the
-            manifest's.
+        conditions: names as in `corrkd.missing.conditions`; default: the manifest's, or the
+            standard ones.
         draws: random draws of each ratio and burst.
-        mask_seed: seed of the masks; the default is the one of every run.
-        masks: masks to replay in place of drawn ones.
+        mask_seed: seed of the masks; the default is that of every run.
+        masks: masks to replay instead of drawing new ones.
         batch_size: changes memory only.
         on_batch: called with the number of samples done.
 
     Returns:
-        Tidy rows: condition, draw, metric, value (a fraction of 1; NaN where a metric is
-            undefined). "average" is the mean over the missing
-        subsets, "ratios" the area under the curve over missing ratios, "mean-lnln" and "mean-gcnet"
-        the means of those protocols.
+        Tidy rows: condition, draw, metric, value (a fraction of 1; NaN if a metric is undefined).
+        "average" is the mean over the missing subsets, "ratios" the area under the curve over
+        missing ratios, "mean-lnln" and "mean-gcnet" the means of those protocols.
 
     Raises:
-        CorrKDError: where the split, a modality or a condition is unknown, a width differs, or the
-            manifest is of other samples.
+        CorrKDError: if the split, a modality or a condition is unknown, a width differs, or the
+            manifest is for other samples.
     """
     dataset = load_dataset(dataset)
     samples = samples_of(
@@ -115,7 +112,7 @@ def evaluate(
 
 
 def calibrations_of(saved: SavedNetwork) -> dict[str, Calibration]:
-    """By condition, what the model's card tells; empty where it was never evaluated."""
+    """Return the calibrations on the model's card by condition; empty if it was not evaluated."""
     if saved.evaluated is None:
         return {}
 
@@ -141,13 +138,14 @@ def judge_predictor(
     batch_size: int = 256,
     on_batch: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
-    """What `evaluate` does, for any classifier: the same conditions, masks and metrics.
+    """Evaluate any predictor, under the same conditions and masks and with the same metrics as
+    `evaluate`.
 
     Args:
-        predict: is given, for a batch and by modality, frames (N, T_m, d_m) normalised as in
-            `samples` and zero where not visible, and two boolean masks (N, T_m): `exists` (not
-            padding) and `visible` (exists, not naturally missing, not dropped). Under "noise" the
-            frames concerned hold noise and count as visible.
+        predict: takes three mappings by modality for a batch: frames (N, T_m, d_m), normalised as
+            in `samples` and zero where not visible, and the boolean masks `exists` (N, T_m) (not
+            padding) and `visible` (N, T_m) (exists, not naturally missing, not dropped). Under
+            "noise" the affected frames are noise and count as visible.
         samples: a split.
         conditions, draws, mask_seed, masks, on_batch: as for `evaluate`.
         batch_size: samples in each call of `predict`.
@@ -156,8 +154,8 @@ def judge_predictor(
         Tidy rows as from `evaluate`.
 
     Raises:
-        CorrKDError: where a condition is unknown, the manifest is of other samples, or an answer
-            has another shape or is no probability.
+        CorrKDError: if a condition is unknown, the manifest is for other samples, or an output has
+            a wrong shape, is not finite or is not a probability.
     """
     chosen = (
         masks.conditions
@@ -190,7 +188,7 @@ def judge_predictor(
 def _given(
     batch: Batch, condition: Condition, draw: int, source: MaskSource | None, seed: int
 ) -> tuple[dict[str, FloatArray], dict[str, BoolArray], dict[str, BoolArray]]:
-    """What a predictor sees of a batch: nothing stands at invisible places."""
+    """Return frames, exists and visible of a batch for a predictor; invisible frames are zero."""
     replayed = None if source is None else source(condition, draw, batch)
     inputs = condition.apply(batch, seed=seed, draw=draw, masks=replayed)
     hidden = {
@@ -229,13 +227,15 @@ def masks_of(
     draws: int = 3,
     mask_seed: int = MASK_SEED,
 ) -> Manifest:
-    """The masks that `evaluate` with the same arguments applies, to be saved and replayed."""
+    """Return the masks that `evaluate` applies with the same arguments, to save and replay them."""
     samples = samples_of(student, student.fit(dataset), split, device=torch.device("cpu"))
     return make_manifest(samples, conditions_of(samples, conditions, draws), seed=mask_seed)
 
 
 def conditions_of(samples: Samples, names: Sequence[str] | None, draws: int) -> Sequence[Condition]:
-    """The conditions of those names, or the standard ones."""
+    """Return the named conditions, or the standard ones if `names` is None. Raises CorrKDError if
+    `names` is empty, a name is unknown, or a condition has no sample in the split.
+    """
     incomplete = samples.incomplete.cpu().numpy()
     if names is not None:
         chosen = named_conditions(names, samples.modalities, draws)
@@ -262,7 +262,9 @@ def samples_of(
     device: torch.device,
     resident_bytes: float = 4e9,
 ) -> Samples:
-    """A split as the network wants it."""
+    """Return a split's samples for the student's target, normalised for its network. Raises
+    CorrKDError if the split is unknown or no sample counts for the target.
+    """
     chosen = dataset.split(split)
     where = f"dataset {dataset.name}, {split}"
     samples = Samples(
@@ -285,9 +287,10 @@ def tabulate(
     modalities: Sequence[str],
     calibrations: Mapping[str, Calibration] | None = None,
 ) -> pd.DataFrame:
-    """Tidy rows of a sweep's metrics, with "average" and "ratios" where their conditions are there.
+    """Return tidy rows of a sweep's metrics, with "average" and "ratios" if it has their
+    conditions.
 
-    `calibrations`: by condition; they add `ece_calibrated`, and with thresholds `coverage` and
+    `calibrations`, by condition, add `ece_calibrated`, and with thresholds `coverage` and
     `set_size`.
     """
 
@@ -306,7 +309,7 @@ def tabulate(
 def _calibrated(
     target: Target, truth: npt.NDArray[Any], result: Result, calibration: Calibration
 ) -> dict[str, float]:
-    """What a condition's calibration makes of a response."""
+    """Return the metrics of a response that is calibrated for its condition."""
     response = target.calibrate(result.response, calibration.temperature)
     error = target.calibration_error(truth, response)
     out = {} if error is None else {"ece_calibrated": error}
@@ -325,8 +328,8 @@ def tabulate_predictions(
     truth: npt.NDArray[Any],
     modalities: Sequence[str],
 ) -> pd.DataFrame:
-    """The same of predictions without probabilities, (N,) or (N, Q) of the whole split by condition
-    and draw.
+    """Return the rows of `tabulate` for predictions without probabilities: (N,) or (N, Q) for the
+    whole split, by condition and draw.
     """
 
     def measure(result: Result) -> dict[str, float]:
@@ -337,11 +340,11 @@ def tabulate_predictions(
 
 
 def tabulate_bayes(results: Sequence[Result], modalities: Sequence[str]) -> pd.DataFrame:
-    """The ceiling, from exact posteriors as responses: the Bayes accuracy, and the weighted F1 of
-    the decision that maximises it.
+    """Return the ceiling, from exact posteriors as responses: the Bayes accuracy and the maximal
+    weighted F1.
 
-    Both are expectations under the exact posteriors, not values on the labels drawn: what the best
-    possible classifier scores on average.
+    Both are expectations under the exact posteriors, not values on the sampled labels: the average
+    scores of the best possible classifier.
     """
 
     def ceiling(result: Result) -> dict[str, float]:
@@ -377,7 +380,7 @@ def _average(table: pd.DataFrame, modalities: Sequence[str]) -> pd.DataFrame:
     inside = table[table["condition"].isin(names)]
     if inside["condition"].nunique() < len(names):
         return pd.DataFrame(columns=COLUMNS).astype(table.dtypes)
-    # A metric undefined under one condition (a correlation) is undefined on average.
+    # A metric undefined under one condition (e.g. a correlation) is undefined on average.
     means = inside.groupby("metric", sort=False)["value"].agg(_strict_mean)
     return pd.DataFrame(
         [(AVERAGE, 0, metric, value) for metric, value in means.items()], columns=COLUMNS
@@ -385,8 +388,8 @@ def _average(table: pd.DataFrame, modalities: Sequence[str]) -> pd.DataFrame:
 
 
 def protocol_means(table: pd.DataFrame, modalities: Sequence[str]) -> list[pd.DataFrame]:
-    """Return the rows of each protocol all of whose conditions are in a table of results: draws
-    averaged first, then the conditions.
+    """Return the rows of each protocol that has all its conditions in a table of results. Draws are
+    averaged first, then conditions.
 
     Args:
         table: tidy rows of the conditions (condition, draw, metric, value).
@@ -412,7 +415,7 @@ def protocol_means(table: pd.DataFrame, modalities: Sequence[str]) -> list[pd.Da
 
 
 def _strict_mean(values: pd.Series[float]) -> float:
-    """The mean, undefined where any value is."""
+    """Return the mean, NaN if any value is NaN."""
     return float(values.mean(skipna=False))
 
 

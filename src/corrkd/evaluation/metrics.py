@@ -1,4 +1,4 @@
-"""Metrics above a target's own (`corrkd.targets.measures`): over several conditions."""
+"""Metrics over several conditions; those of one condition are in `corrkd.targets.measures`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 
 
 def area_under_ratios(ratios: Sequence[float], values: Sequence[float]) -> float:
-    """Area under a metric's curve over missing ratios, divided by the range of ratios: 1 is a
-    perfect metric at every ratio.
+    """Return the area under a metric's curve over missing ratios (trapezoidal rule), divided by the
+    range of ratios. It is 1 if the metric is 1 at every ratio.
     """
     order = np.argsort(ratios)
     x, y = np.asarray(ratios)[order], np.asarray(values)[order]

@@ -1,9 +1,9 @@
-"""All conditions of a split in one pass over the data.
+"""Evaluation of networks under all conditions in one pass over the data.
 
-In CorrKD's network a modality's encoder depends on no other modality, so its vector serves every
-subset that has it; and a missing modality has one vector for all samples. A batch of three
-modalities costs three encodings instead of the twenty-one of one pass per subset. Any other network
-passes once per condition.
+The modality encoders of CorrKD's network are independent, so the encoding of a modality is reused
+in every subset that contains it, and a missing modality has one encoding for all samples. A batch
+of three modalities costs three encodings, compared with twenty-one for one pass per subset. Any
+other network needs one forward pass per condition.
 """
 
 from __future__ import annotations
@@ -25,19 +25,18 @@ from corrkd.networks.together import Alone, Answering, Stacked
 from corrkd.settings import MASK_SEED
 
 MaskSource = Callable[[Condition, int, Batch], Mapping[str, Tensor] | None]
-"""(condition, draw, batch) -> per modality (N, T_m), True where dropped; None: the condition's own.
-"""
+"""(condition, draw, batch) -> dropped frames, (N, T_m) by modality; None: the condition's masks."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A network's answers under one condition and draw.
+    """Outputs of a network under one condition and draw.
 
     Attributes:
-        condition, draw: which.
-        rows: (n,) rows of the samples, in the split's order; those that the condition is tested on.
+        condition, draw: the condition, and the number of the draw from 0.
+        rows: (n,) indices, in the swept `Samples`, of the samples that the condition tests.
         response: probabilities (n, K) or (n, Q, 2), or scores (n, 1); float32.
-        representation: H (n, D) float16 where it was asked for, else None.
+        representation: H (n, D) float16 if requested, else None.
     """
 
     condition: Condition
@@ -57,8 +56,8 @@ class _Collected:
 def sweep(
     network: AnyNetwork, samples: Samples, conditions: Sequence[Condition], **options: Any
 ) -> list[Result]:
-    """Return a network's answers under every condition, each condition once per draw. Options: as
-    of `sweep_together`.
+    """Return the results of a network under every condition and draw. The options are those of
+    `sweep_together`.
     """
     return sweep_together([network], samples, conditions, **options)[0]
 
@@ -75,20 +74,18 @@ def sweep_together(
     keep_representations: Sequence[str] = (),
     on_batch: Callable[[int], None] | None = None,
 ) -> list[list[Result]]:
-    """Return the answers of each of several networks under every condition, each condition once per
-    draw.
+    """Return the results of each of several networks under every condition and draw.
 
     Args:
-        networks: of one structure, in any mode; they are put into eval mode and back. Those that
-            are stackable answer in one pass.
+        networks: of one structure, in any mode, which is restored. Stackable networks are evaluated
+            in one pass.
         samples: a split.
         conditions: what is missing.
-        masks: a source of masks to replay; default: the conditions' own.
-        mask_seed: of masks and noise; the default is the one of every run.
-        batch_size: samples that go through networks at once, those of all networks counted. It
-            changes nothing but memory and, in the last bits, rounding. Conversations are kept whole
-            for a network that reads them.
-        keep_representations: names of conditions whose H is kept (its first draw).
+        masks: a source of masks to replay; default: the conditions' masks.
+        mask_seed: seed of masks and noise; the default is that of every run.
+        batch_size: samples per forward pass, counted over all networks. It changes only memory and,
+            in the last bits, rounding. Conversations are not divided for a network that reads them.
+        keep_representations: names of conditions for which H is kept (first draw).
         on_batch: called with the number of samples done.
     """
     if len(networks) > 1 and not networks[0].stackable:
@@ -145,8 +142,8 @@ def sweep_together(
 
 
 def mean_missing_f1(network: AnyNetwork, samples: Samples, *, batch_size: int = 256) -> float:
-    """The weighted F1 averaged over the missing subsets ("Avg."): what every student's epoch is
-    chosen by.
+    """Return the weighted F1 averaged over the missing subsets ("Avg."), by which every student's
+    epoch is selected.
     """
     return mean_f1(network, samples, missing_subsets(network.modalities), batch_size=batch_size)
 
@@ -154,19 +151,19 @@ def mean_missing_f1(network: AnyNetwork, samples: Samples, *, batch_size: int = 
 def mean_f1(
     network: AnyNetwork, samples: Samples, conditions: Sequence[Condition], *, batch_size: int = 256
 ) -> float:
-    """The weighted F1 averaged over conditions in which nothing is random."""
+    """Return the weighted F1 averaged over conditions without randomness."""
     return Validation(samples, tuple(conditions), batch_size)(network)
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What an epoch is chosen by: the main score averaged over conditions in which nothing is
-    random.
+    """Criterion for selecting an epoch: the main score, averaged over conditions without
+    randomness.
 
     Attributes:
         samples: of the validation split.
-        conditions: averaged over.
-        batch_size: as of `sweep_together`.
+        conditions: conditions to average over.
+        batch_size: as for `sweep_together`.
     """
 
     samples: Samples
@@ -196,11 +193,11 @@ def _shared_representation(
     present: dict[str, Tensor],
     missing: dict[str, Tensor],
 ) -> Tensor:
-    """H of a batch, whose inputs are `complete` where nothing is dropped, with these modalities
-    kept and all others missing.
+    """Return H of a batch with the modalities in `kept` from its `complete` inputs and all others
+    missing.
 
-    `present` keeps the vectors of the batch's modalities, (S, N, width); `missing` those of missing
-    modalities, (S, 1, width), for all batches.
+    The batch's encodings, (S, N, width) by modality, are cached in `present`; those of missing
+    modalities, (S, 1, width), are cached in `missing` for all batches.
     """
     parts = []
     for m in modalities:
@@ -216,7 +213,7 @@ def _shared_representation(
 
 
 def _nothing(modality: str, batch: Batch) -> Inputs:
-    """A missing modality, which looks the same in every sample."""
+    """Return the inputs of a missing modality, which are equal for all samples."""
     shape = (1, batch.lengths[modality])
     exists = torch.ones(shape, dtype=torch.bool, device=batch.rows.device)
     frames = batch.frames[modality].new_zeros(*shape, batch.frames[modality].shape[2])
@@ -226,8 +223,8 @@ def _nothing(modality: str, batch: Batch) -> Inputs:
 def _results(
     condition: Condition, draw: int, out: _Collected, incomplete: npt.NDArray[np.bool_]
 ) -> list[Result]:
-    """The result of each network."""
-    order = torch.cat(out.rows).argsort()  # back to the split's
+    """Return the result of each network, with samples in the order of the split."""
+    order = torch.cat(out.rows).argsort()
     responses = torch.cat(out.responses, 1)[:, order].cpu().numpy()
     rows = condition.tested_rows(incomplete)
     representations: Any = [None] * len(responses)

@@ -1,1 +1,1 @@
-"""corrkd.experiment."""
+"""Experiments: settings, plans, and running them in a folder."""

@@ -1,6 +1,4 @@
-"""An arm of an experiment: a method with its settings resolved, and how it is trained and
-chosen.
-"""
+"""Arms of an experiment: methods with resolved settings, and how they are trained and selected."""
 
 from __future__ import annotations
 
@@ -28,8 +26,8 @@ BY_COMPLETE = (
 )
 BY_LAST = "the last epoch"
 
-# The paper's ablation (its Table 3): a loss left out, or RCD replaced by the plain divergence of
-# the responses.
+# Ablation in Table 3 of the paper: one loss left out, or RCD replaced by the KL divergence of the
+# responses.
 ABLATION = {
     name: ArmSettings(
         title=title,
@@ -42,7 +40,7 @@ ABLATION = {
         ("corrkd-kl", "CorrKD, RCD → KL", {"rcd": 0.0, "kl": 1.0}),
     )
 }
-# Other sizes or forms of a baseline, as public code has them.
+# Other sizes or forms of a baseline, as in public code.
 VARIANTS = {
     "transm-original": ArmSettings(
         method={"name": "transm"},
@@ -70,18 +68,18 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Arm:
-    """A method ready to be trained.
+    """A method with the settings of its training.
 
     Attributes:
-        name: of its files and rows.
-        title: in tables.
+        name: name in files and rows.
+        title: name in tables.
         network, method: by name, with their settings and options.
         training: epochs, batch size, optimiser.
-        complete: trained on complete samples, else on what modality random missing leaves.
-        selection: the rule by which its epoch is chosen.
-        start: what the initial parameters follow from beside the seed: each teacher has its own,
-            all others agree where networks agree.
-        taught_by: name of the arm whose outputs its losses look at; None: they look at none.
+        complete: whether it is trained on complete samples; else modality random missing applies.
+        selection: rule by which its epoch is selected.
+        start: key that determines the initial parameters together with the seed. It differs for
+            each teacher and is the same for all other arms.
+        taught_by: name of the arm that teaches it; None: its losses use no teacher.
     """
 
     name: str
@@ -101,7 +99,7 @@ class Arm:
 
     @property
     def kind(self) -> str:
-        """Where it stands in tables: "baseline", "control", "ablation" or "method"."""
+        """Its kind in tables: "baseline", "control", "ablation" or "method"."""
         kinds = {
             "baseline": (*BASELINES, "mctn-per-source", "hrlf", *VARIANTS),
             "control": (*CONTROLS, "hrlf-teacher"),
@@ -110,7 +108,7 @@ class Arm:
         return next((kind for kind, names in kinds.items() if self.name in names), "method")
 
     def to_json(self) -> dict[str, Any]:
-        """All that its training depends on beside data and seed."""
+        """Return everything that its training depends on, except data and seed."""
         return {
             "method": self.method.model_dump(mode="json"),
             "network": self.network.model_dump(mode="json"),
@@ -121,26 +119,24 @@ class Arm:
 
 
 def arm_names() -> tuple[str, ...]:
-    """All arms that can be asked for by name: methods, the teacher alone, the ablation, other forms
-    of the baselines.
-    """
+    """Return the names of all arms: methods, the teacher, the ablation, variants of baselines."""
     return (*method_names(), TEACHER, *ABLATION, *VARIANTS)
 
 
 def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
-    """Return the arm of that name within a run's settings.
+    """Return an arm by name, resolved with the settings of a run.
 
-    A method has the options of the run's student where that is trained by the same method, else its
-    defaults. A network has the settings of the run's student's (a teacher: of the teacher's) where
-    those are of the same kind, else its defaults. The training is the student's, for a teacher the
-    teacher's. What the arm sets lies over all of it.
+    The method has the options of the run's student if both use the same method, else its defaults.
+    The network has the settings of the student's network (for a teacher, the teacher's) if both are
+    of the same kind, else its defaults. The training is the student's (for a teacher, the
+    teacher's). `settings` override all of these.
 
-    The arm `teacher` is trained by the method that the run's student names for its teacher. An arm
-    whose method names another one is taught by the arm of that name.
+    The arm `teacher` is trained by the method that the run's student names for its teacher. If a
+    method names another method for its teacher, the arm of that name teaches it.
 
     Raises:
-        CorrKDError: for an unknown method, or a setting that it does not have; where another arm
-            than the teacher has to teach it and the teachers are from outside.
+        CorrKDError: if a method or setting is unknown, a teacher needs a teacher or incomplete
+            samples, or an arm needs another teacher than the external one.
     """
     settings = laid_over(name, {**ABLATION, **VARIANTS}.get(name, ArmSettings()), settings)
     where = f"settings: arms.{name}"
@@ -174,8 +170,8 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
 
 
 def teachers_of(arms: Iterable[Arm], run: Settings) -> list[str]:
-    """Return the names of the arms that have to be trained to teach these, each once: none with
-    teachers from outside.
+    """Return the names of the arms that must be trained to teach these arms, each once. There are
+    none if the teacher is external.
     """
     if run.teacher.outputs is not None:
         return []
@@ -183,8 +179,8 @@ def teachers_of(arms: Iterable[Arm], run: Settings) -> list[str]:
 
 
 def _teacher_of(method: MethodChoice, run: Settings, where: str) -> str | None:
-    """Name of the arm that teaches a method: the run's teacher, unless another method has to train
-    it.
+    """Return the name of the arm that teaches a method: the run's teacher, unless the method needs
+    a teacher trained by another method.
     """
     if not method.class_.needs_teacher:
         return None
@@ -201,15 +197,15 @@ def _teacher_of(method: MethodChoice, run: Settings, where: str) -> str | None:
 
 
 def selection_rule(training: TrainingSettings, *, complete: bool) -> str:
-    """Return the rule by which an epoch is chosen; `complete`: of what is trained on complete
+    """Return the rule by which an epoch is selected. `complete`: whether training uses complete
     samples.
     """
     return BY_LAST if training.keep == "last" else BY_COMPLETE if complete else BY_MISSING
 
 
 def _method(name: str, settings: ArmSettings, run: Settings, where: str) -> MethodChoice:
-    """The arm's method: that of its name, of the run's student, or the one that trains its teacher;
-    with changes on top.
+    """Return the arm's method, with its changes: the method of its name, that of the run's student,
+    or the one that trains the student's teacher.
     """
     trains_teacher = run.student.method.class_.taught_by or WITHOUT_TEACHER
     usual = {TEACHER: trains_teacher, STUDENT: run.student.method.name}.get(name, name)
@@ -223,7 +219,7 @@ def _method(name: str, settings: ArmSettings, run: Settings, where: str) -> Meth
 def _network(
     method: MethodChoice, settings: ArmSettings, usual: NetworkChoice, where: str
 ) -> NetworkChoice:
-    """The arm's network: the one that its method needs, else the run's; with changes on top."""
+    """Return the arm's network, with its changes: the one that its method needs, else the run's."""
     below = NetworkChoice.needed_by(method.class_, usual.model_dump())
     network = _valid(NetworkChoice, over(below, settings.network), f"{where}.network")
     try:
@@ -234,15 +230,13 @@ def _network(
 
 
 def _title(name: str, method: MethodChoice) -> str:
-    """An arm's name in tables, where the settings give none."""
+    """Return the default title of an arm in tables."""
     title = method.class_.title or method.name
     return "Teacher" if name == TEACHER else f"{title} student" if name == STUDENT else title
 
 
 def laid_over(name: str, below: ArmSettings, above: ArmSettings) -> ArmSettings:
-    """Return the settings of the arm of that name: `above` where it sets something, else
-    `below`.
-    """
+    """Return the settings of an arm, with those set in `above` overriding those in `below`."""
     low, high = below.changes(), above.changes()
     preset = {**ABLATION, **VARIANTS}.get(name, ArmSettings())
     usual = {"method": preset.method.get("name", name), "network": None}

@@ -1,5 +1,5 @@
-"""How many epochs a method trains for in a comparison: the budget is doubled until the validation
-score gains little.
+"""Number of epochs of a method in a comparison: the budget is doubled until the validation score
+gains little.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FILE = "budget.json"
 
 
 class BudgetRule(Strict):
-    """When to stop doubling a budget."""
+    """Rule for when to stop doubling a budget."""
 
     gain: float = Field(
         0.3,
@@ -38,12 +38,12 @@ class BudgetRule(Strict):
 
 
 class Budget(BaseModel):
-    """A budget that was chosen for an arm on a dataset.
+    """The budget chosen for an arm on a dataset.
 
     Attributes:
-        epochs: the choice.
-        scores: validation score, 0 to 1, by budget tried, rising.
-        seed: of the training that decided.
+        epochs: chosen number of epochs.
+        scores: validation score, 0 to 1, by number of epochs tried, ascending.
+        seed: seed of the trainings.
     """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
@@ -54,25 +54,28 @@ class Budget(BaseModel):
 
 
 def with_epochs(arm: Arm, epochs: int) -> Arm:
-    """Return the arm trained for so many epochs, with its schedule laid over them."""
+    """Return the arm with another number of epochs, over which its schedule is stretched."""
     return replace(arm, training=arm.training.model_copy(update={"epochs": epochs}))
 
 
 def choose_budget(
     arm: Arm, rule: BudgetRule, seed: int, folder: Path, train: Callable[[Arm, Path], None]
 ) -> Budget:
-    """Choose an arm's budget with one seed, and leave the training of that budget in the folder.
+    """Choose an arm's budget with one seed, and keep the training with that budget in the folder.
 
-    The first budget is the arm's own number of epochs. It is doubled until the validation score
-    gains less than `rule.gain` points over half the budget, or fails; half is then the choice.
-    Stopped and started again, it goes on.
+    The first budget is the arm's number of epochs. It is doubled until the validation score gains
+    less than `rule.gain` points over half the budget, or the training fails; half the budget is
+    then chosen. An interrupted search continues when called again.
 
     Args:
-        arm: as in the plan.
+        arm: arm in the plan.
         rule: when to stop.
-        seed: of the trainings.
-        folder: of the arm and seed.
-        train: trains an arm in a separate folder, unless that is done already.
+        seed: seed of the trainings.
+        folder: folder of the arm and seed.
+        train: trains an arm in a given folder, unless the folder already contains the model.
+
+    Raises:
+        CorrKDError: if the training with the first budget fails.
     """
     budget = read_budget(folder)
     if budget is None:
@@ -100,9 +103,7 @@ def choose_budget(
 
 
 def read_budget(folder: Path) -> Budget | None:
-    """Return the budget chosen in an arm's folder; None where there is none. Raises CorrKDError
-    where it is damaged.
-    """
+    """Return the budget stored in an arm's folder, or None. Raises CorrKDError if it is damaged."""
     path = folder / FILE
     if not path.is_file():
         return None
@@ -118,7 +119,7 @@ def _trial(folder: Path, epochs: int) -> Path:
 
 
 def _keep(trial: Path, folder: Path, name: str) -> None:
-    """Moves a finished training up; its card last, which says that the training is whole."""
+    """Move a finished training one folder up. The card, which marks it as complete, comes last."""
     if not (trial / f"{name}.json").is_file():
         return
     for path in sorted(trial.iterdir(), key=lambda path: path.name == f"{name}.json"):

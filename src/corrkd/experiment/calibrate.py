@@ -1,5 +1,5 @@
-"""What an arm learns about itself before it is tested: temperatures from the validation split,
-prediction sets from the people held out.
+"""Calibration of an arm before it is tested: temperatures from the validation split, prediction
+sets from held-out groups.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from corrkd.targets.measures import METRICS
 
 
 def swept_splits(experiment: Experiment) -> tuple[str, ...]:
-    """The splits that an evaluation reads, in its order; nothing is calibrated on the split that is
-    tested.
+    """Return the splits that an evaluation uses, in order. Nothing is calibrated on the tested
+    split.
     """
     tested = experiment.settings.evaluation.split
     if tested == "valid":
@@ -35,12 +35,12 @@ def swept_splits(experiment: Experiment) -> tuple[str, ...]:
 
 
 def swept_samples(experiment: Experiment) -> dict[str, Samples]:
-    """The samples that an evaluation of an arm reads, by split."""
+    """Return the samples that an evaluation uses, by split."""
     return {name: experiment.samples(name) for name in swept_splits(experiment)}
 
 
 Swept = Mapping[str, Sequence[Result]]
-"""A network's answers under every condition, by split."""
+"""Results of a network under every condition, by split."""
 
 
 def sweep_splits(
@@ -49,11 +49,11 @@ def sweep_splits(
     samples: Mapping[str, Samples],
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Swept]:
-    """Return what an evaluation needs of each of several networks of one structure.
+    """Return the results of networks of one structure on the splits of an evaluation.
 
     Args:
         networks: on the experiment's device.
-        experiment: with the conditions.
+        experiment: experiment with the conditions.
         samples: from `swept_samples`.
         on_batch: called with the number of samples done.
     """
@@ -80,12 +80,12 @@ def sweep_splits(
 def calibrate(
     swept: Swept, experiment: Experiment, samples: Mapping[str, Samples]
 ) -> dict[str, Calibration]:
-    """Return temperature and threshold of each condition; empty where the tests are on the
+    """Return the temperature and threshold of each condition; empty if the tested split is the
     validation split.
 
     Args:
-        swept: a network's answers, from `sweep_splits`.
-        experiment: with the conditions.
+        swept: results of a network, from `sweep_splits`.
+        experiment: experiment with the conditions.
         samples: from `swept_samples`.
     """
     evaluation = experiment.settings.evaluation
@@ -113,8 +113,14 @@ def found_out(
     calibrations: Mapping[str, Calibration],
     samples: int,
 ) -> Evaluated:
-    """What a model's card tells of its evaluation: each condition's calibration, and its metrics
-    averaged over draws.
+    """Return the evaluation results for a model's card: the calibration of each condition, and its
+    metrics averaged over draws.
+
+    Args:
+        experiment: experiment with the conditions.
+        table: tidy rows of metrics, from `corrkd.evaluation.judge.tabulate`.
+        calibrations: by condition, from `calibrate`.
+        samples: number of tested samples.
     """
     kept = [*METRICS, *(m for m in experiment.target.tabled_metrics if m not in METRICS)]
     inside = table[table["metric"].isin(kept)]

@@ -1,4 +1,4 @@
-"""The contents of run.json in the folder of a dataset: data, target, conditions, arms, and what all
+"""Contents of run.json in the folder of a dataset: data, target, conditions, arms, and what all
 arms have in common.
 """
 
@@ -34,11 +34,11 @@ def run_card(
     Args:
         experiment: experiment on the dataset.
         dataset_plan: plan of the dataset.
-        arms: in the order of the tables.
-        search: description of the search over hyper-parameters.
+        arms: resolved arms, in the order of the tables.
+        search: description of the hyper-parameter search.
 
     Raises:
-        CorrKDError: if a value exceeds a limit of run.json, as a title of 10,000 characters.
+        CorrKDError: if a value exceeds a limit of run.json, such as a title of 10,000 characters.
     """
     seed = experiment.settings.seeds[0]
     first, target = experiment.at(seed), experiment.target
@@ -90,8 +90,8 @@ def run_card(
 
 
 def missing_frames(dataset: MultimodalDataset) -> dict[str, dict[str, Any]]:
-    """Return, by modality and split, the number of frames, of missing frames, and of those by
-    reason; {} for data without reasons.
+    """Return the numbers of frames, of missing frames and of missing frames per reason, by modality
+    and split; {} for data without reasons.
     """
     return {
         m: {
@@ -111,8 +111,8 @@ def missing_frames(dataset: MultimodalDataset) -> dict[str, dict[str, Any]]:
 
 
 def prediction_sets(experiment: Experiment) -> dict[str, float] | None:
-    """Return the target coverage of the prediction sets and the number of groups they are
-    calibrated on; None without prediction sets.
+    """Return the target coverage of the prediction sets and the number of groups for calibration;
+    None without prediction sets.
     """
     if CALIBRATION not in experiment.dataset.splits:
         return None
@@ -123,8 +123,8 @@ def prediction_sets(experiment: Experiment) -> dict[str, float] | None:
 
 
 def sample_groups(experiment: Experiment) -> tuple[str, pd.DataFrame]:
-    """Return the name of the grouping of the tested samples, and each sample's group; of all folds
-    if each seed tests its own.
+    """Return the kind of the groups of the tested samples, and the group of each sample (columns id
+    and group). Cross-validation tests the samples of all folds.
     """
     names = SPLITS[:2] if experiment.cross_validated else [experiment.settings.evaluation.split]
     splits = [experiment.dataset.split(name) for name in names]
@@ -159,9 +159,7 @@ def notes(experiment: Experiment, arms: Sequence[Arm]) -> list[str]:
 
 
 def arrangement(experiment: Experiment) -> list[str]:
-    """Return sentences on the splits of a seed and on its teachers, as far as they are not the
-    default.
-    """
+    """Return sentences on the splits of a seed and on its teachers, unless they are the default."""
     out, settings = [], experiment.settings
     resample, teacher = settings.data.resample, settings.teacher
     group = dependence_groups(experiment.dataset.split("train"))[0]
@@ -190,12 +188,12 @@ def arrangement(experiment: Experiment) -> list[str]:
 
 
 def outputs_digest(settings: Settings) -> str:
-    """Return the SHA-256 of the file of `teacher.outputs`; "" without one."""
+    """Return the SHA-256 of the file in `teacher.outputs`; "" without one."""
     return "" if settings.teacher.outputs is None else sha256_of(settings.teacher.outputs)
 
 
 def _who_teaches(teacher: TeacherSettings, group: str, *, digest: str) -> list[str]:
-    """Return a sentence on the teachers, unless it is a single one. `digest`: of the file of
+    """Return a sentence on the teachers, unless there is only one. `digest`: SHA-256 of the file in
     `teacher.outputs`.
     """
     if digest:

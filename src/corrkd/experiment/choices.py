@@ -1,4 +1,4 @@
-"""Networks and methods as settings choose them: by name, with their options beside the name,
+"""Networks and methods in settings: selected by name, with their options next to the name,
 `{name: corrkd, width: 80}`.
 """
 
@@ -19,11 +19,11 @@ from corrkd.settings import check_keys
 
 Tree = Mapping[str, Any]
 T = TypeVar("T")
-USUAL = "corrkd"  # network and method where none is named
+USUAL = "corrkd"  # default network and method
 
 
 class Choice(BaseModel, Generic[T]):
-    """Something registered, by name, with its options. A name alone stands for its defaults."""
+    """A network or method, by registered name, with its options. A name alone means defaults."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,23 +32,23 @@ class Choice(BaseModel, Generic[T]):
 
     @classmethod
     def find(cls, name: str) -> tuple[type[T], type[BaseModel]]:
-        """Return the class of that name and the class of its options. Raises CorrKDError for an
-        unknown name.
+        """Return the class with this name and the class of its options. Raises CorrKDError if the
+        name is unknown.
         """
         raise NotImplementedError
 
     @property
     def class_(self) -> type[T]:
-        """The class."""
+        """Class with this name."""
         return self.find(self.name)[0]
 
     @classmethod
     def default(cls) -> Self:
-        """Return what is chosen where nothing is."""
+        """Return the default choice."""
         return cls.model_validate({})
 
     def over(self, changes: Tree) -> Tree:
-        """Return the tree of this choice with changes on top."""
+        """Return the tree of this choice, overridden by changes."""
         return over(self.model_dump(), changes)
 
     @model_validator(mode="before")
@@ -87,18 +87,17 @@ class NetworkChoice(Choice[AnyNetwork]):
 
     @classmethod
     def find(cls, name: str) -> tuple[type[AnyNetwork], type[BaseModel]]:
-        """Return the network of that name and the class of its settings. Raises CorrKDError for an
-        unknown name.
+        """Return the network with this name and the class of its settings. Raises CorrKDError if
+        the name is unknown.
         """
         network = network_class(name)
         return network, network.settings_type
 
     @staticmethod
     def needed_by(method: type[AnyMethod], usual: Tree) -> Tree:
-        """Return the tree of the network that a method trains: `usual`, or the one that the method
-        needs.
+        """Return the tree of the network that a method trains: `usual`, or the one that it needs.
 
-        The latter has the settings of `usual` where both have settings of one class, else its
+        The latter has the settings of `usual` if both have settings of the same class, else its
         defaults.
         """
         name = usual.get("name", USUAL)
@@ -113,14 +112,14 @@ class MethodChoice(Choice[AnyMethod]):
 
     @classmethod
     def find(cls, name: str) -> tuple[type[AnyMethod], type[BaseModel]]:
-        """Return the method of that name and the class of its options. Raises CorrKDError for an
-        unknown name.
+        """Return the method with this name and the class of its options. Raises CorrKDError if the
+        name is unknown.
         """
         method = method_class(name)
         return method, method.options_type
 
     def check_trains(self, network: NetworkChoice) -> None:
-        """Raise ValueError where the method trains another network alone."""
+        """Raise ValueError if the method requires another network."""
         needed = self.class_.network
         if needed not in (None, network.name):
             raise ValueError(
@@ -129,8 +128,8 @@ class MethodChoice(Choice[AnyMethod]):
 
 
 def tree_of(value: Any) -> Any:
-    """Return a choice as keys and values, in which a name alone and models are spelled out;
-    anything else as it is.
+    """Return a choice as keys and values, converting a plain name and models. Anything else is
+    returned unchanged.
     """
     if isinstance(value, str):
         return {"name": value}
@@ -148,15 +147,15 @@ def _is_term(key: str, value: Any) -> bool:
 
 
 def over(below: Tree, above: Tree, usual: str | None = USUAL) -> dict[str, Any]:
-    """Return a choice's keys and values with those of `above` on top.
+    """Return the keys and values of a choice, those of `above` overriding those of `below`.
 
-    Nothing of `below` is kept where `above` names another, nor of a loss term where `above` names
-    another form of it.
+    If `above` has another name than `below`, nothing of `below` is kept; likewise for a loss term
+    with another form.
 
     Args:
         below: keys and values.
-        above: those that lie on top.
-        usual: what `below` stands for where it names nothing; None: for whatever `above` names.
+        above: keys and values that override them.
+        usual: name of `below` if it has none; None: the name of `above`.
     """
     names = above.get("name"), below.get("name", usual)
     if None not in names and names[0] != names[1]:
@@ -175,7 +174,7 @@ def _other_form(below: Tree, above: Tree) -> bool:
 
 
 def merged(below: Tree, above: Tree) -> dict[str, Any]:
-    """Return nested keys and values of both; those of `above` where both have one."""
+    """Return the nested keys and values of both trees, with `above` overriding `below`."""
     out = dict(below)
     for key, value in above.items():
         old = out.get(key)

@@ -1,4 +1,4 @@
-"""One call from any networks to a distilled student: `corrkd.distil`."""
+"""Distillation between any networks in one call: `corrkd.distil`."""
 
 from __future__ import annotations
 
@@ -47,24 +47,24 @@ from corrkd.training.loop import derived_seed, teacher_outputs, train
 from corrkd.training.run import Record, Trained
 
 Answers = Callable[[Sequence[str]], Any]
-"""From the ids of the training samples to logits (n, ...), or to a pair of representations (n, D)
-and logits; asked once.
+"""Function from the ids of the training samples to logits (n, ...), or to a pair of representations
+(n, D) and logits. It is called once.
 """
 
-EXAMPLE = 4  # samples on which a module is tried
+EXAMPLE = 4  # samples in the first forward pass of a module
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """What `distil` returns.
+    """Result of `distil`.
 
     Attributes:
-        student: the trained network with all that a prediction needs; `student.network.module` is
-            the module that was given.
+        student: the trained network with everything needed for prediction. If the student was a
+            module, it is `student.network.module`.
         history: a row per epoch: epoch, lr, the losses, the validation score.
-        evaluation: metrics on the test split under every missing condition, as of
-            `corrkd.evaluate`; empty where not asked for.
-        teachers: the teachers' answers for the training samples.
+        evaluation: metrics on the test split under every missing condition, as from
+            `corrkd.evaluate`; empty if `test` was False.
+        teachers: outputs of the teachers for the training samples.
         notes: losses of the preset that were left out, and why.
     """
 
@@ -90,27 +90,27 @@ def distil(
     settings: Mapping[str, Any] | None = None,
     progress: bool | None = None,
 ) -> Distilled:
-    """Make a network robust to missing modalities: train it on incomplete samples, taught by
-    teachers of complete ones.
+    """Train a network to be robust to missing modalities: on incomplete samples, with teachers
+    trained on complete samples.
 
     Args:
-        student: any module with a `forward` as of `corrkd.networks.wrapped.WrappedNetwork`, trained
+        student: any module with a `forward` as in `corrkd.networks.wrapped.WrappedNetwork`, trained
             in place; or the name of a network of this package.
-        teachers: untrained modules or names, each trained out of fold as the preset says, from
-            copies; answers of teachers from elsewhere: a function of the training samples' ids,
-            asked once, or `TeacherOutputs` in their order. Their responses are averaged, or
-            weighted as the preset says; the representations are the first one's. Default: a copy
-            of the student, and the preset's `teacher.others`.
-        dataset: a `MultimodalDataset`, or whatever `load_dataset` takes.
-        preset: of settings, by name; None: the defaults.
-        seed: of initial parameters of named networks, order, masks and dropout.
-        test: whether the student is tested on the test split.
-        settings: over the preset's, nested, as of `corrkd.load_settings`.
-        progress: whether progress is shown; default: on a terminal and in a notebook alone.
+        teachers: untrained modules or network names, copies of which are trained (out of fold if
+            the settings say so); or outputs of external teachers: a function of the training
+            samples' ids, called once, or `TeacherOutputs` in their order. Responses are averaged or
+            weighted according to the settings; representations are those of the first teacher.
+            Default: a copy of the student, and `teacher.others` of the settings.
+        dataset: a `MultimodalDataset`, or any input of `load_dataset`.
+        preset: name of a preset of settings; None: the defaults.
+        seed: seed of initial parameters of named networks, order, masks and dropout.
+        test: whether to test the student on the test split.
+        settings: nested settings that override the preset, as in `corrkd.load_settings`.
+        progress: whether to show progress; default: only on a terminal or in a notebook.
 
     Raises:
-        CorrKDError: for anything wrong with networks, settings or data; a loss asked for in
-            `settings` needs a representation or parts that the networks do not have.
+        CorrKDError: if networks, settings or data are invalid, or a loss requested in `settings`
+            needs a representation or parts that the networks do not have.
     """
     reporter = reporter_of(progress)
     settings = settings or {}
@@ -119,7 +119,7 @@ def distil(
     experiment = _prepared(dataset, preset, seed, settings)
     fabric = make_fabric(experiment.settings)
     samples = experiment.samples("train")
-    _made(student, experiment, "student", seed)  # what is wrong with it is an error now
+    _made(student, experiment, "student", seed)  # fails now if the student is invalid
     chosen: list[Any] = list(teachers)
     if not chosen:
         copied = student if isinstance(student, str) else copy.deepcopy(student)
@@ -169,7 +169,7 @@ def _prepared(
 
 @contextmanager
 def _seeded(seed: int, role: str) -> Iterator[None]:
-    """Parameters are initialised as those of that role are in a run."""
+    """Seed the initialisation of parameters in this context, as for the role in a run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "init", role))
         yield
@@ -178,15 +178,13 @@ def _seeded(seed: int, role: str) -> Iterator[None]:
 def _made(
     module: nn.Module | str | NetworkChoice, experiment: Experiment, role: str, seed: int
 ) -> AnyNetwork:
-    """A network for the experiment's samples."""
+    """Return a network for the experiment's samples, initialised for a role and seed."""
     with _seeded(seed, role):
         return _network(module, experiment)
 
 
 def _network(module: nn.Module | str | NetworkChoice, experiment: Experiment) -> AnyNetwork:
-    """A network of this package for the experiment's samples: of that name, or around that
-    module.
-    """
+    """Return a network for the experiment's samples: built by name, or wrapping a module."""
     samples = experiment.samples("train")
     if isinstance(module, str | NetworkChoice):
         preset = experiment.settings.student.network
@@ -207,12 +205,12 @@ def _network(module: nn.Module | str | NetworkChoice, experiment: Experiment) ->
     return network.to(experiment.device, experiment.dtype)
 
 
-# --- teachers
 # --------------------------------------------------------------------------------------------------
+# teachers
 
 
 def _placeholder(teacher: Any, experiment: Experiment, seed: int) -> TeacherOutputs:
-    """The answers of the first teacher, or zeros in the shapes of one that is yet to be trained."""
+    """Return the outputs of the first teacher if it is external, else zeros of the same shapes."""
     samples = experiment.samples("train")
     if not isinstance(teacher, nn.Module | str):
         return _given_answers(teacher, samples, "teachers[0]")
@@ -228,9 +226,8 @@ def _answers_of_all(
     reporter: Reporter,
     first: TeacherOutputs,
 ) -> TeacherOutputs:
-    """The answers of a committee: the common response of all, the first one's representations.
-
-    `first`: from `_placeholder`, the answers of a first teacher that is not trained here.
+    """Return the outputs of a committee: combined logits of all teachers, representations of the
+    first. `first`: from `_placeholder`, used if the first teacher is external.
     """
     samples = experiment.samples("train")
     every: list[TeacherOutputs] = []
@@ -258,8 +255,8 @@ def _trained_answers(
     seed: int,
     reporter: Reporter,
 ) -> tuple[TeacherOutputs, list[Tensor]]:
-    """The answers of a teacher's copies, trained out of fold where the settings ask for it, and the
-    logits of each repeat.
+    """Return the outputs of copies of a teacher, trained out of fold if the settings say so, and
+    the logits of each repeat.
     """
     settings, samples = experiment.settings.teacher, experiment.samples("train")
     source: nn.Module | str | NetworkChoice
@@ -276,8 +273,7 @@ def _trained_answers(
         network = _made(copy.deepcopy(source), experiment, name, seed)
         method = method_class(WITHOUT_TEACHER)(network)
         title = f"teacher {index + 1}, {member.name}"
-        # Copies of a module begin with the same parameters, so that their orders and dropout have
-        # to differ.
+        # Copies of a module start with the same parameters, so their order and dropout must differ.
         copied = isinstance(teacher, nn.Module)
         of_member = derived_seed(seed, "teacher", name) if copied else seed
         trained = _train(
@@ -313,10 +309,8 @@ def _trained_answers(
 
 
 def _given_answers(answers: Any, samples: Samples, where: str) -> TeacherOutputs:
-    """The answers of a teacher from elsewhere, checked.
-
-    Raises:
-        CorrKDError: they do not fit the training samples.
+    """Return the outputs of an external teacher. Raises CorrKDError if they are not finite or do
+    not match the training samples.
     """
     if not isinstance(answers, TeacherOutputs):
         returned = answers([str(name) for name in samples.ids])
@@ -347,8 +341,8 @@ def _tensor(values: Any, samples: Samples) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float32).to(samples.device)
 
 
-# --- the student
 # --------------------------------------------------------------------------------------------------
+# the student
 
 
 def _method(
@@ -357,9 +351,7 @@ def _method(
     experiment: Experiment,
     asked: Mapping[str, Any],
 ) -> tuple[AnyMethod, list[str]]:
-    """The preset's method of a student, with options that its networks can take, and notes on
-    them.
-    """
+    """Return the student's method, with options that its networks support, and notes on changes."""
     settings = experiment.settings
     weights = None
     if settings.student.class_weights == "balanced":
@@ -376,8 +368,8 @@ def _method(
 def _options(
     student: AnyNetwork, teachers: TeacherOutputs, settings: Settings, options: Mapping[str, Any]
 ) -> tuple[BaseModel, list[str]]:
-    """The preset's options without the losses that these networks cannot take; those that `asked`
-    names stay, and are refused.
+    """Return the method's options without losses that these networks do not support, and notes.
+    Losses named in `options` stay, and are refused later.
     """
     choice, notes = settings.student.method, []
     tree: dict[str, Any] = choice.options.model_dump()

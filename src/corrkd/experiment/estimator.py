@@ -1,5 +1,5 @@
-"""`CorrKDClassifier`: for people who know scikit-learn. `fit`, `predict`, `predict_proba`, `score`;
-clone and cross-validation work.
+"""`CorrKDClassifier`: a scikit-learn estimator with `fit`, `predict`, `predict_proba` and `score`
+that supports clone and cross-validation.
 """
 
 from __future__ import annotations
@@ -42,28 +42,28 @@ from corrkd.parsing import json_text, read_json, refusing
 from corrkd.serve.predictor import Predictor
 from corrkd.serve.standalone import Arrays
 
-NAME = "arrays"  # of the dataset that is fitted
-FEATURES = "features"  # the modality that an array is
+NAME = "arrays"  # name of the training dataset
+FEATURES = "features"  # name of the modality if X is an array
 ABOUT = "estimator.json"
 NOT_FEATURES = ("labels", "scores", "split", "ids", "order")
 BATCH = 256
-KINDS = "bifUO"  # of classes that can be saved
+KINDS = "bifUO"  # dtype kinds of classes that can be saved
 
 
 class EstimatorError(CorrKDError, ValueError):
-    """What is wrong with the arguments of an estimator, as scikit-learn has it."""
+    """Invalid arguments of an estimator; a ValueError, as in scikit-learn."""
 
 
 class MultimodalArrays:
-    """The modalities of N samples in an object that scikit-learn can divide into folds.
+    """Modalities of N samples in an object that scikit-learn can divide into folds.
 
     Args:
-        modalities: by name, arrays (N, T, d) or (N, d), or lists of N arrays (T_i, d) of which some
+        modalities: arrays (N, T, d) or (N, d) by name, or lists of N arrays (T_i, d), some of which
             may be None.
-        more: the same, as keywords.
+        more: further modalities, as keywords.
 
     Raises:
-        CorrKDError: there is none, or they differ in their number of samples.
+        CorrKDError: if there are none, or their numbers of samples differ.
 
     Examples:
         >>> import numpy as np
@@ -84,23 +84,21 @@ class MultimodalArrays:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """N, and the width of all modalities together."""
+        """N and the total width of all modalities."""
         return self._num_samples, sum(_width(values) for values in self.modalities.values())
 
     def __len__(self) -> int:
         return self._num_samples
 
     def keys(self) -> KeysView[str]:
-        """Names of the modalities."""
+        """Return the names of the modalities."""
         return self.modalities.keys()
 
     def __getitem__(self, key: Any) -> Any:
-        """Return a modality by its name, or the samples at `key`: an index array, a mask, a
-        slice.
-        """
+        """Return a modality by name, or the samples at an index array, a mask or a slice."""
         if isinstance(key, str):
             return self.modalities[key]
-        if isinstance(key, tuple):  # (rows, ...), as scikit-learn asks
+        if isinstance(key, tuple):  # scikit-learn indexes with (rows, ...)
             key = key[0]
         rows = np.arange(self._num_samples)[
             np.atleast_1d(key) if not isinstance(key, slice) else key
@@ -130,24 +128,24 @@ def _rows_of(values: Any, rows: npt.NDArray[np.int64]) -> Any:
 class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier that stays accurate when modalities are missing, with scikit-learn's interface.
 
-    `X` may be a `MultimodalArrays` or dict of modalities, a data frame whose column prefixes are
-    modalities, or an array: (N, d) or (N, T, d) of a single modality. Missing values (NaN, None, an
-    empty list) are missing frames or modalities.
+    `X` may be a `MultimodalArrays` or dict of modalities, a data frame with modalities as prefixes
+    of its columns, or an array (N, d) or (N, T, d) of a single modality. Missing values (NaN, None,
+    an empty list) are missing frames or modalities.
 
     Args:
-        preset: of settings, by name; None: the defaults.
-        validation_fraction: share of the samples, by whole groups, by which training is watched.
+        preset: name of a preset of settings; None: the defaults.
+        validation_fraction: fraction of the samples, in whole groups, used for validation.
         random_state: seed of everything random.
-        **overrides: over the preset's settings, nested (`student={"epochs": 8}`) or flat
-            (`student__epochs=8`), as of `corrkd.load_settings`.
+        **overrides: settings that override the preset, nested (`student={"epochs": 8}`) or flat
+            (`student__epochs=8`), as in `corrkd.load_settings`.
 
     Attributes:
         classes_: (K,) the classes.
-        saved_: the trained network, as of `corrkd.load_student`.
+        saved_: the trained network, as from `corrkd.load_student`.
         modalities_: names of the modalities.
-        notes_: what the reader of the arrays noticed, a line each.
-        history_: a row per epoch of the student's training.
-        n_features_in_: the width of all modalities together.
+        notes_: notes from reading the arrays and from the training, one line each.
+        history_: one row per epoch of the student's training.
+        n_features_in_: total width of all modalities.
 
     Examples:
         >>> import numpy as np
@@ -185,15 +183,15 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     @property
     def _overrides(self) -> dict[str, Any]:
-        """The settings that were given, each an attribute."""
+        """Settings that were passed, each stored as an attribute."""
         return {name: value for name, value in vars(self).items() if _is_setting(name)}
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the parameters, settings among them. `deep` changes nothing."""
+        """Return the parameters, including settings. `deep` has no effect."""
         return {**super().get_params(deep=False), **self._overrides}
 
     def set_params(self, **params: Any) -> Self:
-        """Set parameters and settings, nested or flat. Raises ValueError for an unknown one."""
+        """Set parameters and settings, nested or flat. Raises ValueError for an unknown name."""
         parameters = self._get_param_names()
         for name, value in params.items():
             if name in parameters or _is_setting(name):
@@ -204,7 +202,7 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def __sklearn_tags__(self) -> Any:
-        """Say that NaN is allowed, and more than two axes are."""
+        """Return tags that allow NaN and three-dimensional arrays."""
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         tags.input_tags.three_d_array = True
@@ -214,17 +212,17 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     # training
 
     def fit(self, X: Any, y: Any, groups: Any = None) -> Self:
-        """Train teachers out of fold and the student.
+        """Train out-of-fold teachers and the student.
 
         Args:
             X: N samples.
             y: (N,) classes: numbers or text.
-            groups: (N,) who or what each sample belongs to; samples of one group are never on both
-                sides of a fold. A data frame may have a column `person`, `speaker`, `session` or
-                `video` in its place.
+            groups: (N,) group of each sample, such as a person; groups are never divided between
+                folds. A data frame may have a column `person`, `speaker`, `session` or `video`
+                instead.
 
         Raises:
-            ValueError: for anything wrong with the arguments.
+            ValueError: if an argument is invalid.
         """
         with _value_errors():
             columns = self._columns(X, reset=True)
@@ -263,7 +261,7 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def _encoded(self, y: Any, count: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """The classes, and (N,) which each sample is of."""
+        """Return the classes (K,) and the index of each sample's class (N,)."""
         if y is None:
             raise EstimatorError("requires y to be passed, but the target y is None")
         y = column_or_1d(y, warn=True)
@@ -299,8 +297,8 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return dealt(members, shares, seed=seed)
 
     def _settings(self, num_groups: int) -> dict[str, Any]:
-        """The settings over the preset's: those given, and no more folds of teachers than there are
-        groups.
+        """Return the settings that override the preset: those passed, and fewer teacher folds if
+        there are fewer groups.
         """
         tree: dict[str, Any] = {"data": {"target": "classes"}, "evaluation": {"split": SPLITS[1]}}
         for key, value in self._overrides.items():
@@ -315,14 +313,14 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     # prediction
 
     def predict(self, X: Any, *, missing: str | Sequence[str] = ()) -> npt.NDArray[Any]:
-        """Return the likeliest class of each sample, (N,).
+        """Return the most probable class of each sample, (N,).
 
         Args:
             X: N samples. Modalities that it lacks are missing.
-            missing: modalities that are taken away.
+            missing: names of modalities to drop.
 
         Raises:
-            ValueError: for anything wrong with the arguments.
+            ValueError: if an argument is invalid.
         """
         chosen: npt.NDArray[Any] = self.predict_proba(X, missing=missing).argmax(1)
         return self.classes_[chosen]
@@ -330,8 +328,8 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(
         self, X: Any, *, missing: str | Sequence[str] = ()
     ) -> npt.NDArray[np.float64]:
-        """Return the probability of each class, (N, K), in the order of `classes_`. Arguments as of
-        `predict`.
+        """Return the probabilities (N, K) of the classes, in the order of `classes_`. Arguments as
+        for `predict`.
         """
         check_is_fitted(self)
         with _value_errors():
@@ -361,7 +359,7 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def score(
         self, X: Any, y: Any, sample_weight: Any = None, *, missing: str | Sequence[str] = ()
     ) -> float:
-        """Return the accuracy. `missing`: modalities that are taken away first."""
+        """Return the accuracy. `missing`: names of modalities to drop."""
         return float(
             accuracy_score(y, self.predict(X, missing=missing), sample_weight=sample_weight)
         )
@@ -378,7 +376,7 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return ", ".join(self.modalities_)
 
     def _arrays(self, split: Split, hidden: set[str]) -> dict[str, Arrays]:
-        """What the network takes; a modality that is not there has a frame that nobody sees."""
+        """Return the inputs of the network; an absent modality has one invisible frame."""
         arrays = {}
         for m, width in self.saved_.widths.items():
             if m in split.frames:
@@ -390,7 +388,7 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return arrays
 
     def _columns(self, X: Any, *, reset: bool) -> Columns:
-        """The features of X, and what groups its samples."""
+        """Return the columns of X with features or groups of samples."""
         by_name = X.modalities if isinstance(X, MultimodalArrays) else X
         is_mapping = isinstance(by_name, Mapping) and not issparse(X)
         if is_mapping:
@@ -419,15 +417,15 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     # disk
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the model to a folder: that of `corrkd.Predictor.save_pretrained`, and
-        estimator.json.
+        """Write the files of `corrkd.Predictor.save_pretrained` and estimator.json to a folder.
 
         Args:
             path: a new folder, or one with a model to replace.
-            overwrite: replace a model that is there.
+            overwrite: whether to replace an existing model.
 
         Raises:
-            CorrKDError: the folder holds a model already, or a parameter cannot be written.
+            CorrKDError: if the folder already contains a model and `overwrite` is False, or a
+                parameter cannot be saved.
         """
         check_is_fitted(self)
         params = {**self.get_params(), "random_state": self._seed()}
@@ -450,7 +448,7 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     @classmethod
     def load(cls, path: str | Path) -> CorrKDClassifier:
-        """Return the classifier that `save` wrote. Raises CorrKDError where there is none, or it is
+        """Return the classifier that `save` wrote. Raises CorrKDError if it is missing or
         damaged.
         """
         file = Path(path) / ABOUT
@@ -474,7 +472,7 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _is_setting(name: str) -> bool:
-    """Whether a parameter is a setting: of a room of settings, nested or flat."""
+    """Return whether a parameter is a setting, nested or flat."""
     return name.partition("__")[0] in Settings.model_fields
 
 
@@ -485,20 +483,20 @@ def _num_rows(columns: Columns) -> int:
 
 
 def _shows_any(column: Column) -> bool:
-    """Whether a column has a value; one without any does not determine a width."""
+    """Return whether a column has any value; without one, its width is unknown."""
     if isinstance(column, Sequences):
         return column.present is None or bool(column.present.any())
     return column.dtype.kind != "f" or not bool(np.isnan(column).all())
 
 
 def _members(columns: Columns, count: int) -> npt.NDArray[np.str_]:
-    """The group of each sample."""
+    """Return the group of each sample, (N,)."""
     groups = {key: column for key, column in columns.items() if isinstance(column, np.ndarray)}
     return tables.members_of_columns(groups, count)[1]
 
 
 def _class_names(classes: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Names that a model's card can hold: the classes as text, or their numbers."""
+    """Return valid class names for a model card: the classes as text, or else their indices."""
     names = [str(name) for name in classes.tolist()]
     fit = len(set(names)) == len(names) and all(0 < len(name) <= 200 for name in names)
     return np.array(names if fit else [f"class {index}" for index in range(len(names))], object)
@@ -512,7 +510,7 @@ def _softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 @contextmanager
 def _value_errors() -> Iterator[None]:
-    """What is wrong with arguments is a ValueError, too, as scikit-learn's tools expect."""
+    """Convert a CorrKDError to one that is also a ValueError, as scikit-learn's tools expect."""
     try:
         yield
     except EstimatorError:

@@ -1,5 +1,5 @@
-"""Loading what the page of the service shows: the student of a run with its teacher, its control
-and the tested samples.
+"""Loading the models and samples for the page of the service: the student of a run, its teacher,
+its control and the tested samples.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def exhibit_of(
     Args:
         model: as in `Predictor.from_pretrained`. Only a run has teacher, control and samples.
         samples: whether to show the samples of the tested split.
-        device: device of the networks, as "cpu" or "cuda".
+        device: device of the networks, such as "cpu" or "cuda".
 
     Raises:
-        CorrKDError: if there is no model or it is damaged.
+        CorrKDError: if the model is missing or damaged.
     """
     student = Predictor.from_pretrained(model, device=device)
     predictors = {"student": student}
@@ -54,7 +54,7 @@ def exhibit_of(
     try:
         settings = settings_of(student.run)
         with refusing(folder, "its card records no seed"):
-            seed = int(student.saved.about["seed"])  # a seed may have its own splits
+            seed = int(student.saved.about["seed"])  # splits may differ by seed
         dataset = resampled(read(settings.data), settings.data.resample, seed)
         split = student.saved.fit(dataset).split(settings.evaluation.split)
     except CorrKDError as error:

@@ -1,6 +1,4 @@
-"""From settings to what every seed of an experiment shares: data, target, normalisation,
-conditions.
-"""
+"""Data, target, normalisation and conditions of an experiment, prepared from its settings."""
 
 from __future__ import annotations
 
@@ -39,13 +37,13 @@ from corrkd.targets.labels import MOST_CLASSES, check_labels
 from corrkd.targets.registry import make_target
 
 SYNTHETIC = "synthetic"
-LARGEST_SYNTHETIC = 2**31  # numbers: 8 GB
+LARGEST_SYNTHETIC = 2**31  # numbers, 8 GB as float32
 
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """The data of an experiment, ready for training. Nothing here depends on a seed but what `at`
-    gives.
+    """The data of an experiment, ready for training. It is the same for all seeds; `at` returns the
+    experiment of one seed.
     """
 
     settings: Settings
@@ -56,12 +54,12 @@ class Experiment:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of parameters and frames; half precision is autocast's affair."""
+        """Dtype of parameters and frames; autocast applies half precision."""
         return torch.float64 if self.settings.precision == "64-true" else torch.float32
 
     def samples(self, split: str) -> Samples:
-        """A split on the device, or read batch by batch where it is larger than the settings allow.
-        Made once.
+        """Return a split, kept on the device unless it exceeds `data.resident_gigabytes`. It is
+        created once.
         """
         if split not in self._samples:
             self._samples[split] = Samples(
@@ -81,19 +79,19 @@ class Experiment:
 
     @cached_property
     def _of_seed(self) -> dict[int, Experiment]:
-        """The last seed's experiment."""
+        """Cache with the experiment of the last seed."""
         return {}
 
     @cached_property
     def frames(self) -> dict[str, int]:
-        """The most frames T_m by modality over the splits."""
+        """Largest number of frames T_m over the splits, by modality."""
         return {
             m: max(s.frames[m].shape[1] for s in self.dataset.splits.values())
             for m in self.dataset.modalities
         }
 
     def at(self, seed: int) -> Experiment:
-        """The experiment of a seed: with its own splits, where the settings ask for such; the
+        """Return the experiment of a seed. Its splits differ by seed if `data.resample` is set; the
         target stays the same.
         """
         resample = self.settings.data.resample
@@ -108,14 +106,14 @@ class Experiment:
         return self._of_seed[seed]
 
     def teacher_folds(self, folds: int, seed: int) -> IntArray:
-        """A fold for each training sample that counts, (n,), none dividing a group: which of so
-        many teachers was not trained on it.
+        """Return the fold of each training sample that counts, (n,): the index of the teacher that
+        is not trained on it. Folds do not divide groups.
         """
         return group_folds(self.groups("train"), folds, seed=seed, where="settings: teacher.folds")
 
     def training_ids(self) -> list[str]:
-        """Ids of all samples that some seed trains on and that count for the target, in the order
-        of the data.
+        """Return the ids of all samples that count for the target and on which some seed trains, in
+        the order of the data.
         """
         names = SPLITS[:2] if self.settings.data.resample.folds is not None else SPLITS[:1]
         ids: list[str] = []
@@ -128,14 +126,14 @@ class Experiment:
 
     @property
     def cross_validated(self) -> bool:
-        """Whether each seed tests other samples: its own fold."""
+        """Whether each seed is tested on a different fold."""
         return (
             self.settings.data.resample.folds is not None
             and self.settings.evaluation.split == "valid"
         )
 
     def conditions(self) -> list[Condition]:
-        """What the evaluation runs."""
+        """Return the conditions of the evaluation."""
         name = self.settings.evaluation.split
         split = self.dataset.split(name)
         counts = self.target.of(split, f"dataset {self.dataset.name}, {name}")[1]
@@ -148,13 +146,13 @@ class Experiment:
         )
 
     def projection(self) -> str:
-        """The condition whose representations the report shows beside the complete ones."""
+        """Return the name of the condition that the report projects next to "complete"."""
         name = self.settings.evaluation.projection or self.dataset.modalities[0]
         return condition(name, self.dataset.modalities).name
 
     def groups(self, split: str) -> npt.NDArray[np.str_]:
-        """Return the group of each sample that counts, (n,): samples that share a person or a video
-        depend on each other.
+        """Return the group of each sample that counts, (n,). Samples of the same person or video
+        are not independent.
         """
         chosen = self.dataset.split(split)
         kept = self.target.of(chosen, f"dataset {self.dataset.name}, {split}")[1]
@@ -162,7 +160,7 @@ class Experiment:
         return groups
 
     def targets(self, split: str) -> Any:
-        """Targets of the samples that count for the target, (n,) or (n, Q)."""
+        """Return the targets of the samples that count, (n,) or (n, Q)."""
         values, keep = self.target.of(
             self.dataset.split(split), f"dataset {self.dataset.name}, {split}"
         )
@@ -170,14 +168,14 @@ class Experiment:
 
 
 def prepare(settings: Settings, dataset: MultimodalDataset | None = None) -> Experiment:
-    """Read the data and fit on its training split what depends on it.
+    """Read the data and fit target and normalisation to its training split.
 
     Args:
-        settings: of the experiment.
-        dataset: in memory, in place of what `data.path` names.
+        settings: settings of the experiment.
+        dataset: dataset in memory, used instead of `data.path`.
 
     Raises:
-        CorrKDError: for anything wrong with data or settings, before any training.
+        CorrKDError: if data or settings are invalid.
     """
     dataset, target = prepared_data(settings, dataset)
     for what, names in (
@@ -187,24 +185,24 @@ def prepare(settings: Settings, dataset: MultimodalDataset | None = None) -> Exp
     ):
         check_labels(
             names, f"dataset {dataset.name}: {what}"
-        )  # the saved model could not be read otherwise
+        )  # a saved model with invalid names could not be read
     normalisation = _normalisation(dataset, settings.data)
     experiment = Experiment(settings, dataset, target, normalisation, pick_device(settings.device))
     (
         experiment.conditions(),
         experiment.projection(),
-    )  # a wrong name is an error now, not after the training
+    )  # a wrong name fails now, not after the training
     return experiment
 
 
 def prepared_data(
     settings: Settings, dataset: MultimodalDataset | None = None
 ) -> tuple[MultimodalDataset, Target]:
-    """Return the dataset with the modalities and splits that the settings ask for, and its target.
-    Arguments as of `prepare`.
+    """Return the dataset with the modalities and splits of the settings, and its target. Arguments
+    as for `prepare`.
 
     Raises:
-        CorrKDError: the data cannot be read, or lack a split, a modality or the target.
+        CorrKDError: if the data cannot be read, or lack a split, a modality or the target.
     """
     check_settings(settings.evaluation.conditions)
     dataset = read(settings.data) if dataset is None else _with_modalities(dataset, settings.data)
@@ -222,8 +220,8 @@ def _normalisation(dataset: MultimodalDataset, settings: DataSettings) -> Normal
 
 
 def check_splits(experiment: Experiment, arms: Sequence[Arm]) -> None:
-    """Raise CorrKDError where a seed cannot have its splits or folds, or an arm would choose an
-    epoch on the fold that it is tested on.
+    """Raise CorrKDError if the splits or folds of a seed are impossible, or an arm would select its
+    epoch on the fold on which it is tested.
     """
     settings, dataset = experiment.settings, experiment.dataset
     resample = settings.data.resample
@@ -260,10 +258,10 @@ def check_splits(experiment: Experiment, arms: Sequence[Arm]) -> None:
 def training_members(
     dataset: MultimodalDataset, target: Target, resample: ResampleSettings, seed: int
 ) -> npt.NDArray[np.str_]:
-    """Return the group of each sample that counts and that a seed trains on, (n,).
+    """Return the group of each training sample of a seed that counts, (n,).
 
     Raises:
-        CorrKDError: the seed cannot have its splits.
+        CorrKDError: if the splits of the seed are impossible.
     """
     both = [dataset.split(name) for name in SPLITS[:2]]
     counts = np.concatenate([target.of(split, f"dataset {dataset.name}")[1] for split in both])
@@ -273,8 +271,8 @@ def training_members(
 
 
 def read(settings: DataSettings) -> MultimodalDataset:
-    """The dataset that the settings name, with the modalities they ask for."""
-    spec = synthetic_spec(settings.synthetic)  # refuses a wrong key, wherever it is
+    """Return the dataset that the settings name, with the selected modalities."""
+    spec = synthetic_spec(settings.synthetic)  # checks the keys even for another dataset
     if settings.path == SYNTHETIC:
         made = make(spec)
         dataset = replace(made, name=settings.name or made.name)
@@ -289,9 +287,10 @@ def _with_modalities(dataset: MultimodalDataset, settings: DataSettings) -> Mult
 
 
 def dataset_of(model: Path, data: str, **reading: Any) -> MultimodalDataset:
-    """Return the dataset to use a model on, as from `load_dataset` with the keywords `reading`.
+    """Return the dataset `data` for use with a model, as from `load_dataset` with the keywords
+    `reading`.
 
-    `synthetic` is that of the run in which the model lies, if the run changed it.
+    For "synthetic", the settings of the model's run apply if that run used the built-in dataset.
     """
     if data == SYNTHETIC:
         folder = dataset_folder(model.absolute())
@@ -301,7 +300,9 @@ def dataset_of(model: Path, data: str, **reading: Any) -> MultimodalDataset:
 
 
 def synthetic_spec(changes: Mapping[str, Any]) -> SyntheticSpec:
-    """The built-in dataset's law with changes. Raises CorrKDError for an unknown key."""
+    """Return the specification of the built-in dataset with changes. Raises CorrKDError if a key is
+    unknown or a value invalid.
+    """
     fields = SyntheticSpec.__dataclass_fields__
     for key in changes:
         if key not in fields:
@@ -324,8 +325,8 @@ def synthetic_spec(changes: Mapping[str, Any]) -> SyntheticSpec:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is a GPU where there is one. Raises CorrKDError where the
-    machine lacks it.
+    """Return the device with this name; `auto` is a CUDA GPU if available, else the CPU. Raises
+    CorrKDError if the device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,9 +1,9 @@
-"""The folder of a plan: its layout, who may write in it, and which settings and data it belongs to.
+"""The folder of a plan: its layout, its lock, and the settings and data to which it belongs.
 
-OUT/plan.yaml, results.csv, failures.csv, report.html, report.md, tables/, figures/, reported.csv
-OUT/DATASET/run.json, settings.yaml, data.safetensors (of a dataset that was in memory),
-results.csv, costs.csv, groups.csv OUT/DATASET/seed-N/ARM/ARM.safetensors, ARM.json, history.csv,
-predictions.parquet, results.csv, ...
+OUT/: plan.yaml, results.csv, failures.csv, report.html, report.md, tables/, figures/, reported.csv
+OUT/DATASET/: run.json, settings.yaml, data.safetensors (if the dataset was in memory), results.csv,
+    costs.csv, groups.csv
+OUT/DATASET/seed-N/ARM/: ARM.safetensors, ARM.json, history.csv, predictions.parquet, results.csv
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from corrkd.report.run_folder import Card
 
 SETTINGS, RESULTS, COSTS, GROUPS = "settings.yaml", "results.csv", "costs.csv", "groups.csv"
 DATA = "data.safetensors"
-# What is written in a dataset's folder and beside the datasets. What says what a folder is comes
-# first, and is removed last.
+# Files in a dataset's folder and next to the datasets. The file that identifies a folder is first,
+# so that it is removed last.
 IN_DATASET = (SETTINGS, RUN, DATA, RESULTS, COSTS, GROUPS, "seed-*")
 BESIDE_DATASETS = (
     PLAN,
@@ -46,8 +46,8 @@ OF_VERSION_01 = ("compare.yaml", RUN)
 
 
 def locked(out: Path) -> AbstractContextManager[None]:
-    """Only one process writes in a folder at a time. The lock goes with the process, however it
-    ends.
+    """Lock a folder, so that only one process writes in it at a time. The lock is released when the
+    process ends.
     """
     return exclusive(
         out, f"{out}: another process is writing this run; wait for it or choose another folder"
@@ -55,12 +55,12 @@ def locked(out: Path) -> AbstractContextManager[None]:
 
 
 def check(out: Path, *, overwrite: bool, continues: bool) -> None:
-    """Raise CorrKDError where a plan cannot be carried out in a folder.
+    """Raise CorrKDError if a plan cannot be carried out in a folder.
 
     Args:
-        out: the folder; it need not be there.
-        overwrite: whether a plan that it holds is replaced.
-        continues: whether it is gone on with.
+        out: the folder; it need not exist.
+        overwrite: whether an existing plan may be replaced.
+        continues: whether an existing plan may be continued.
     """
     if out.exists() and not out.is_dir():
         raise CorrKDError(f"{out}: is a file; choose another folder")
@@ -84,8 +84,8 @@ def check(out: Path, *, overwrite: bool, continues: bool) -> None:
 
 
 def empty(out: Path, datasets: Iterable[str]) -> None:
-    """Remove what a plan with these datasets wrote, and nothing else. Raises CorrKDError where
-    something cannot be removed.
+    """Remove only the files that a plan with these datasets wrote. Raises CorrKDError if a file
+    cannot be removed.
     """
     datasets = list(datasets)
     refuse_links(out, datasets)
@@ -110,8 +110,8 @@ def _remove(folder: Path, patterns: tuple[str, ...]) -> None:
 
 
 def refuse_links(out: Path, datasets: Iterable[str]) -> None:
-    """Raise CorrKDError where a dataset's folder is a link: nothing outside the plan's folder is
-    written or removed.
+    """Raise CorrKDError if a dataset's folder is a link, so that nothing outside the plan's folder
+    is written or removed.
     """
     for name in datasets:
         if (out / name).is_symlink():
@@ -127,7 +127,7 @@ def write_settings(folder: Path, settings: Settings) -> None:
 
 
 def with_whole_paths(settings: Settings) -> Settings:
-    """Return the settings with absolute paths of the data, so that a run resumes from any working
+    """Return the settings with absolute paths, so that a run can be resumed from any working
     directory.
     """
     data = settings.data
@@ -143,8 +143,8 @@ def with_whole_paths(settings: Settings) -> Settings:
 
 
 def settings_of(folder: Path, *, unchanged: bool = False) -> Settings:
-    """Return the settings of a dataset's folder. Raises CorrKDError where it holds none;
-    `unchanged`: also where they were edited.
+    """Return the settings in a dataset's folder. Raises CorrKDError if there are none or, with
+    `unchanged`, if they were edited.
     """
     if not (folder / SETTINGS).is_file():
         raise CorrKDError(f"{folder}: not a run folder (no {SETTINGS})")
@@ -157,12 +157,11 @@ def settings_of(folder: Path, *, unchanged: bool = False) -> Settings:
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Write run.json; where there is one, it must be as it was written, and data and version the
-    same.
+    """Write run.json, after checking that an existing one has the same data and version.
 
     Raises:
-        CorrKDError: where the run began with other data, or with another version, or the file was
-            changed.
+        CorrKDError: if the run was started with other data, other teacher outputs or another
+            version, or the existing file was edited.
     """
     path = folder / RUN
     if path.is_file():

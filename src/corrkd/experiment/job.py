@@ -1,5 +1,5 @@
-"""One run: an arm trained with one seed on one dataset, then tested. What its folder holds already
-is not done again.
+"""One run: an arm trained with one seed on one dataset, then tested. Results already in its folder
+are not computed again.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class Job:
     Attributes:
         dataset: folder of the dataset.
         dataset_plan: the plan of the dataset.
-        arm, seed: which.
-        evaluate: whether the arm is tested, too.
-        teachers: the dataset's folder with the teachers of an earlier run; default: that of this
-            run, whose jobs train them.
+        arm, seed: name of the arm, and the seed.
+        evaluate: whether to test the arm after training.
+        teachers: folder of the dataset in an earlier run with the teachers; default: teachers are
+            trained by jobs of this run.
     """
 
     dataset: Path
@@ -73,24 +73,22 @@ class Job:
 
     @property
     def key(self) -> Key:
-        """What identifies it in a plan."""
+        """Key that identifies it in a plan."""
         return self.dataset.name, self.arm, self.seed
 
     @property
     def folder(self) -> Path:
-        """Where everything of it lies."""
+        """Folder of all its files."""
         return arm_folder(self.dataset, self.arm, self.seed)
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to do: results.csv is written last of a test, the cost last of a
-        training.
-        """
+        """Whether it is finished: results.csv is written last in a test, the cost in a training."""
         return (self.folder / (RESULTS if self.evaluate else COST)).is_file()
 
     @property
     def interrupted(self) -> bool:
-        """Whether its training was begun before."""
+        """Whether its training was started and not finished."""
         return any(self.folder.rglob(f"{self.arm}.ckpt"))
 
     @property
@@ -102,8 +100,8 @@ class Job:
 
     @cached_property
     def needs(self) -> tuple[Key, ...]:
-        """The jobs that have to be done before: the teacher's, and the one that chooses the number
-        of epochs.
+        """Keys of the jobs that must be done first: the teacher's, and the one that chooses the
+        number of epochs.
         """
         name, dataset_plan = self.dataset.name, self.dataset_plan
         taught_by = teachers_of(
@@ -124,7 +122,7 @@ class Job:
         return (*teacher, *leading)
 
     def trainings(self, experiment: Experiment) -> list[Training]:
-        """Return what is trained for it, with the plan's number of epochs."""
+        """Return its trainings, with the number of epochs in the plan."""
         arms = arms_of(self.dataset_plan)
         arm = next(arm for arm in arms if arm.name == self.arm)
         return trainings(
@@ -137,18 +135,18 @@ class Job:
         )
 
     def taught_in(self, arm: Arm) -> Path | None:
-        """Return the folder of the teachers of its arm, as resolved; None: it has none."""
+        """Return the folder of the teachers of its resolved arm; None if it has no teacher."""
         if arm.taught_by is None:
             return None
         return arm_folder(self.teachers or self.dataset, arm.taught_by, self.seed)
 
     def teaching(self, arms: Sequence[Arm]) -> bool:
-        """Return whether it trains those who teach others of the plan's arms, as resolved."""
+        """Return whether it trains a committee of teachers for the resolved arms of the plan."""
         return self.teachers is None and self.arm in teachers_of(arms, self.dataset_plan.settings)
 
     @property
     def progress(self) -> str | None:
-        """How far it is, as "self-mm 3/16"; None where it does not run."""
+        """Its progress, such as "self-mm 3/16"; None if it is not running."""
         try:
             with (self.folder / PROGRESS).open("rb") as file:
                 return file.read(200).decode("utf-8").strip() or None
@@ -162,21 +160,21 @@ def arm_folder(dataset: Path, arm: str, seed: int) -> Path:
 
 
 def attempt(job: Job, experiment: Experiment, reporter: Reporter | None = None) -> str | None:
-    """Carry out a job; return the line of its error, or None. An error of unknown cause leaves its
-    traceback in the job's log.
+    """Carry out a job and return its error message, or None. The traceback of an unexpected error
+    is written to the log of the job.
 
     Args:
-        job: what is to be done.
-        experiment: of the dataset.
-        reporter: where progress goes; default: a file in the job's folder, for the process that
-            waits.
+        job: job to carry out.
+        experiment: experiment on the dataset.
+        reporter: receives the progress; default: a file in the job's folder, read by the waiting
+            process.
     """
     try:
         make_folder(job.folder)
         carry_out(job, experiment, reporter or FileReporter(job.folder / PROGRESS))
     except CorrKDError as error:
         return " ".join(str(error).split())
-    except Exception as error:  # whatever a method does, the others go on
+    except Exception as error:  # one method's error must not stop the other jobs
         with open_no_link(job.folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as log:
             log.write(traceback.format_exc().encode(errors="replace"))
         return f"{type(error).__name__}: {' '.join(str(error).split())} (see {job.folder / LOG})"
@@ -186,10 +184,10 @@ def attempt(job: Job, experiment: Experiment, reporter: Reporter | None = None) 
 
 
 def carry_out_together(jobs: Sequence[Job], experiment: Experiment, reporter: Reporter) -> None:
-    """Do at once what is left of jobs of one arm, where the settings say so; `carry_out` then finds
-    it done.
+    """Carry out unfinished jobs of one arm as a stack, if the settings allow it. `carry_out` then
+    has nothing left to do for them.
 
-    What fails stops the others at once with it: then each is done alone, and fails or not.
+    An error stops the whole stack. Each job is then carried out alone, so that only some may fail.
     """
     left = [job for job in jobs if not job.done and not job.dataset_plan.chooses(job.arm)]
     if len(left) < 2 or left[0].dataset_plan.settings.data.resample != ResampleSettings():
@@ -213,7 +211,7 @@ def carry_out_together(jobs: Sequence[Job], experiment: Experiment, reporter: Re
         tested = [job for job in left if job.evaluate]
         for first in range(0, len(tested), count):
             _test(tested[first : first + count], experiment, reporter)
-    except Exception as error:  # whatever a method does, each is tried alone
+    except Exception as error:  # each job is then carried out alone
         reporter.say(
             f"{left[0].arm}: not at once, but one by one: "
             f"{' '.join(str(error).split()) or type(error).__name__}"
@@ -221,7 +219,7 @@ def carry_out_together(jobs: Sequence[Job], experiment: Experiment, reporter: Re
 
 
 def carry_out(job: Job, experiment: Experiment, reporter: Reporter) -> None:
-    """Train and test an arm. Raises CorrKDError where that is not possible."""
+    """Train and test an arm. Raises CorrKDError if that is not possible."""
     torch.set_num_threads(job.dataset_plan.settings.threads)
     keep_freed_memory()
     fabric = make_fabric(job.dataset_plan.settings)
@@ -235,8 +233,8 @@ def carry_out(job: Job, experiment: Experiment, reporter: Reporter) -> None:
 def _train(
     job: Job, experiment: Experiment, fabric: Fabric, reporter: Reporter, *, resumed: bool
 ) -> None:
-    """Train what is left of a job's arm, and record what it cost, unless it was interrupted and
-    resumed.
+    """Train the models that a job still needs, and record the cost (without time and memory if it
+    was resumed).
     """
     seed, folder = job.seed, job.folder
     arms = arms_of(job.dataset_plan)
@@ -256,7 +254,7 @@ def _train(
 
 
 def _test(jobs: Sequence[Job], experiment: Experiment, reporter: Reporter) -> None:
-    """Test the models of an arm's jobs, in one pass where there are several."""
+    """Test the models of one arm's jobs in one pass."""
     if not jobs:
         return
     first = jobs[0]
@@ -272,8 +270,8 @@ def _test(jobs: Sequence[Job], experiment: Experiment, reporter: Reporter) -> No
 
 
 def _epochs(job: Job, arm: Arm, train: Callable[[Arm, Path], None]) -> int:
-    """For how many epochs an arm trains: as the plan says, or as chosen here or by the job that
-    leads.
+    """Return the number of epochs of an arm: from the plan, or chosen by this job or by the job of
+    the first seed.
     """
     dataset_plan, folder = job.dataset_plan, job.folder
     if read_budget(folder) is not None or job.chooses_budget:
@@ -292,10 +290,10 @@ def _epochs(job: Job, arm: Arm, train: Callable[[Arm, Path], None]) -> int:
 
 
 def _cost(job: Job, device: torch.device, resumed: bool) -> dict[str, float | str | None]:
-    """What the training took. Seconds and memory of one that was stopped and resumed are not
-    recorded whole.
+    """Return the cost of a training. Seconds, memory and device are None if it was resumed, since
+    only a part would be counted.
     """
-    path = job.folder / "timings.csv"  # absent where a kill came between the model and its timing
+    path = job.folder / "timings.csv"  # absent if a run was killed before writing it
     with refusing(path, "damaged; delete it to go on"):
         timings = (
             read_csv(path).set_index("stage")["seconds"]
@@ -313,7 +311,7 @@ def _cost(job: Job, device: torch.device, resumed: bool) -> dict[str, float | st
 
 
 class FileReporter(Reporter):
-    """Progress as a line in a file, for the process that waits."""
+    """Reporter that writes progress as a line to a file, for the waiting process."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(quiet=True)
@@ -321,7 +319,7 @@ class FileReporter(Reporter):
 
     @contextmanager
     def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:
-        """A piece of work whose state the file holds."""
+        """Yield a task that writes its progress to the file."""
         yield _Line(self._path, title.split()[-1], total, done)
 
 

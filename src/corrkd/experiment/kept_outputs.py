@@ -1,7 +1,7 @@
-"""The outputs of a seed's teachers on disk, so that all its students share them.
+"""Teacher outputs stored on disk, to be shared by all students of a seed.
 
-A file is taken for what it is named after only where its digest, over its tensors and all that they
-depend on, is the expected one. Else it is written anew: nothing is lost by that but time.
+A file is used only if the digest of its tensors and of everything that they depend on is the
+expected one. Otherwise it is written again, which costs only time.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ def kept_outputs(
     device: torch.device,
     compute: Callable[[], TeacherOutputs],
 ) -> TeacherOutputs:
-    """Return the outputs that a file holds, or compute them and write the file.
+    """Return the outputs in a file, or compute them and write the file.
 
     Args:
-        path: the file; it need not be there.
-        depends_on: all that the outputs follow from, as JSON.
-        device: where they are wanted.
-        compute: makes them; called where there is no file, or it is damaged or of other outputs.
+        path: the file; it need not exist.
+        depends_on: everything that determines the outputs, as JSON.
+        device: device of the returned outputs.
+        compute: computes the outputs if the file is absent, damaged or for other outputs.
 
     Raises:
-        CorrKDError: the file cannot be written.
+        CorrKDError: if the file cannot be written.
     """
     outputs = _read(path, depends_on)
     if outputs is None:
@@ -52,7 +52,7 @@ def kept_outputs(
 
 
 def _read(path: Path, depends_on: Mapping[str, Any]) -> TeacherOutputs | None:
-    """The outputs in a file; None where it is absent, damaged or of other outputs."""
+    """Return the outputs in a file; None if it is absent, damaged or for other outputs."""
     try:
         data = path.read_bytes()
         tensors = load_tensors(data)

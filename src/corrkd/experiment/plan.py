@@ -1,5 +1,5 @@
-"""A plan: arms x datasets x seeds. `corrkd run` is a plan of three arms on one dataset. Its folder
-keeps it as it was resolved.
+"""Plans: arms x datasets x seeds. `corrkd run` is a plan of three arms on one dataset. A plan is
+stored in its folder in resolved form.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from corrkd.files import PLAN, check_names, file_names
 from corrkd.parsing import check_yaml_digest, quoted, read_yaml_file, yaml_with_digest
 from corrkd.settings import Count, DataSettings, Strict, first_line
 
-_BESIDE_MODELS = ("budget", "cost")  # files beside an arm's model
+_BESIDE_MODELS = ("budget", "cost")  # files next to an arm's model
 RUN_ARMS = {
     TEACHER: ArmSettings(),
     STUDENT: ArmSettings(),
@@ -39,7 +39,7 @@ RUN_ARMS = {
 REFERENCES, CONTROLS = (
     (STUDENT, "corrkd"),
     ("control", WITHOUT_TEACHER),
-)  # by the names of their arms
+)  # names of arms in a run and in a comparison
 MOST_SEEDS = 10_000
 MOST_ARMS, MOST_DATASETS = 1_000, 1_000
 NO_SEARCH = "none: every method has its default settings"
@@ -49,11 +49,11 @@ class DatasetPlan(Strict):
     """One dataset of a plan.
 
     Attributes:
-        settings: of its runs.
-        arms: by name, with what differs from their defaults.
-        budget: the rule by which each arm's number of epochs is chosen; None: the arms' numbers.
-        epochs: by arm, what was chosen; such an arm's budget is not chosen again.
-        reference: the arm that the report compares the others with; None: as `reference_arm` says.
+        settings: settings of its runs.
+        arms: by name, with the settings that differ from the defaults.
+        budget: rule for choosing each arm's number of epochs; None: the numbers in the settings.
+        epochs: numbers of epochs already chosen, by arm. They are not chosen again.
+        reference: arm with which the report compares the others; None: see `reference_arm`.
     """
 
     settings: Settings
@@ -74,7 +74,7 @@ class DatasetPlan(Strict):
         return arms
 
     def chooses(self, arm: str) -> bool:
-        """Whether the arm's number of epochs is chosen by the rule."""
+        """Return whether the arm's number of epochs is to be chosen by the rule."""
         return self.budget is not None and arm not in self.epochs
 
     @field_validator("reference", mode="after")
@@ -87,26 +87,26 @@ class DatasetPlan(Strict):
 
     @property
     def reference_arm(self) -> str:
-        """The arm that the others are compared with: the chosen reference; else the student of a
-        run, CorrKD of a comparison; else the last one.
+        """Arm with which the others are compared: `reference` if set, else the student of a run or
+        CorrKD in a comparison, else the last arm.
         """
         usual = next((name for name in REFERENCES if name in self.arms), list(self.arms)[-1])
         return self.reference or usual
 
     @property
     def control(self) -> str | None:
-        """The arm without distillation, if any."""
+        """Name of the arm without distillation, if any."""
         return next((name for name in CONTROLS if name in self.arms), None)
 
 
 class Plan(Strict):
-    """A plan resolved.
+    """A resolved plan.
 
     Attributes:
         datasets: by the name of their folder.
-        search: how hyper-parameters were searched, in words.
-        jobs: runs at once, a process each.
-        trials: of a search over hyper-parameters, of each arm; None: no search.
+        search: description of how hyper-parameters were searched.
+        jobs: number of runs at once, one process each.
+        trials: trials of each arm in a search over hyper-parameters; None: no search.
     """
 
     datasets: Annotated[dict[str, DatasetPlan], Field(min_length=1, max_length=MOST_DATASETS)]
@@ -121,10 +121,10 @@ class Plan(Strict):
         return datasets
 
     def to_yaml(self) -> str:
-        """The file that `load_plan` reads."""
+        """Return the plan as a YAML file for `load_plan` and `read_plan`, with a digest."""
         tree = self.model_dump(mode="json", exclude={"trials"} if self.trials is None else None)
         for name, dataset_plan in self.datasets.items():
-            # Only what was set: what an arm leaves open is its method's, or the ablation's.
+            # Only keys that were set: the others default to those of the method or ablation.
             tree["datasets"][name]["arms"] = {
                 arm: changes.model_dump(mode="json", exclude_unset=True)
                 for arm, changes in dataset_plan.arms.items()
@@ -133,14 +133,14 @@ class Plan(Strict):
 
 
 def arms_of(dataset_plan: DatasetPlan) -> list[Arm]:
-    """Return a dataset's arms, resolved."""
+    """Return the resolved arms of a dataset."""
     return [
         resolve(name, changes, dataset_plan.settings) for name, changes in dataset_plan.arms.items()
     ]
 
 
 def with_teachers(arms: Mapping[str, ArmSettings], settings: Settings) -> dict[str, ArmSettings]:
-    """Return the arms with those ahead of them that teach one and are not among them."""
+    """Return the arms, preceded by the teachers that they need and that are not among them."""
     teachers = teachers_of(
         [resolve(name, changes, settings) for name, changes in arms.items()], settings
     )
@@ -148,8 +148,8 @@ def with_teachers(arms: Mapping[str, ArmSettings], settings: Settings) -> dict[s
 
 
 def plan_of_run(settings: Settings) -> Plan:
-    """Return the plan of `corrkd run`: teacher (but for one from outside), student and control on
-    one dataset.
+    """Return the plan of `corrkd run`: teacher (unless it is external), student and control on one
+    dataset.
     """
     arms = dict(RUN_ARMS)
     if settings.teacher.outputs is not None:
@@ -159,8 +159,8 @@ def plan_of_run(settings: Settings) -> Plan:
 
 
 def dataset_name(data: DataSettings) -> str:
-    """Return what the folder of a dataset is called in a run: as the settings name it, else as its
-    file.
+    """Return the name of a dataset's folder in a run: the name in the settings, else that of its
+    file, prefixed with "data-" if it is reserved.
     """
     name = _name_of(data.path) if data.name is None else file_names([data.name])[data.name]
     return (
@@ -171,9 +171,7 @@ def dataset_name(data: DataSettings) -> str:
 
 
 def check_dataset_names(names: Iterable[str]) -> None:
-    """Raise CorrKDError where a dataset's name is not fit for its folder, or is that of something
-    else beside it.
-    """
+    """Raise CorrKDError if the name of a dataset is invalid for a folder or reserved."""
     names = list(names)
     check_names(names, "plan: dataset")
     for name in names:
@@ -195,27 +193,27 @@ def load_plan(
     budget: str | None = None,
     reference: str | None = None,
 ) -> Plan:
-    """A plan from a YAML file and/or the command line, which lies over the file.
+    """Return a plan from a YAML file and/or the command line, which overrides the file.
 
-    The file's keys: `datasets`, by name {settings: as of a run, arms: changes there}; `arms`, a
-    list of names or {name: changes}; `seeds`, `jobs`, `search`; `reference`, the arm that the
-    report compares the others with; `budget`, "doubling" (the default), "fixed", or the rule's own
-    keys.
+    The keys of the file are `datasets`, {name: {settings: as for a run, arms: changes for this
+    dataset}}; `arms`, a list of names or {name: changes}; `seeds`, `jobs`, `search`; `reference`,
+    the arm with which the report compares the others; and `budget`, "doubling" (the default),
+    "fixed" or the keys of `BudgetRule`.
 
     Args:
         source: the file.
-        data: dataset files, in place of the file's datasets.
-        preset: their preset.
-        arms: names; the groups paper, controls, ablation, all.
-        seeds: of every run.
-        jobs: runs at once.
+        data: paths of datasets, instead of the file's datasets.
+        preset: preset of the datasets in `data`, or of the built-in one if there are none.
+        arms: names of arms, or of the groups paper, controls, ablation, all.
+        seeds: seeds of every arm.
+        jobs: number of runs at once.
         overrides: `key=value` settings of every dataset.
         budget: "doubling": an arm's number of epochs is doubled until its validation score gains
-            little (`corrkd.experiment.budget`); "fixed": it is the settings'.
-        reference: the arm that the report compares the others with.
+            little (`corrkd.experiment.budget`); "fixed": the number in the settings.
+        reference: arm with which the report compares the others.
 
     Raises:
-        CorrKDError: for an unknown key, value or method, or a name that no folder can have.
+        CorrKDError: if a key, value or method is unknown, or a name is invalid for a folder.
     """
     tree = read_yaml(Path(source)) if source is not None else {}
     unknown = set(tree) - {"datasets", "arms", "seeds", "jobs", "search", "budget", "reference"}
@@ -266,7 +264,7 @@ def load_plan(
 
 
 def _seeds(value: Any) -> list[Any] | None:
-    """A list of seeds, or the first so many."""
+    """Return a list of seeds; a number n stands for the seeds 0 to n - 1."""
     if value is None:
         return None
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_SEEDS:
@@ -280,14 +278,14 @@ def _seeds(value: Any) -> list[Any] | None:
 
 
 def read_plan(out: Path, *, unchanged: bool = False) -> Plan:
-    """The plan that a folder keeps.
+    """Return the plan stored in a folder.
 
     Args:
         out: the folder.
-        unchanged: whether it must be as it was written.
+        unchanged: whether the file must be unedited.
 
     Raises:
-        CorrKDError: where there is none, or it is damaged or was edited.
+        CorrKDError: if there is no plan, or it is damaged or, with `unchanged`, edited.
     """
     path = out / PLAN
     if not out.is_dir():
@@ -374,7 +372,7 @@ def _dataset(
 
 
 def _budget(value: Any, where: str = "plan") -> BudgetRule | None:
-    """The rule that a plan asks for: by name, or by its keys."""
+    """Return the rule that a plan gives by name or by its keys; None for a fixed budget."""
     if value == "doubling":
         return BudgetRule()
     if value is None or value == "fixed":
@@ -397,7 +395,7 @@ def _arm(name: str, changes: Any) -> ArmSettings:
 
 
 def _named(methods: Any, where: str) -> dict[str, Any]:
-    """{name: changes} of a list of names, a group's name, or a mapping; groups spelled out."""
+    """Return {name: changes} for a list of names, the name of a group (expanded) or a mapping."""
     if methods is None:
         return {}
     if isinstance(methods, Mapping):
@@ -409,7 +407,7 @@ def _named(methods: Any, where: str) -> dict[str, Any]:
 
 
 def expanded(names: Iterable[str]) -> list[str]:
-    """Names with the groups (paper, controls, ablation, all) spelled out, each once."""
+    """Return the names, each once, with groups (paper, controls, ablation, all) expanded."""
     return list(dict.fromkeys(one for name in names for one in GROUPS.get(name, (name,))))
 
 

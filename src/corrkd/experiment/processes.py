@@ -1,4 +1,4 @@
-"""The processes of a run: devices, and memory."""
+"""Processes of a run: their devices and memory."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from corrkd.experiment.settings import Settings
 from corrkd.training.fabric import Fabric
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGEST = 2**25  # the most that glibc takes for the first
+_LARGEST = 2**25  # glibc's maximum of the mmap threshold
 
 
 def make_fabric(settings: Settings) -> Fabric:
-    """Device, precision, and the processes that torchrun or SLURM started, where there are
-    several.
+    """Return the fabric for a device, a precision and all processes started by torchrun or
+    SLURM.
     """
     tf32 = settings.precision == "tf32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
@@ -46,28 +46,28 @@ def _fabric(device: torch.device, precision: Any) -> Fabric:
 
 
 def wait_for_all(settings: Settings) -> None:
-    """Wait until every process of one training is here; returns at once where there is a single
-    one.
+    """Wait until every process of the training has reached this point. With a single process,
+    return at once.
     """
     if world_size() > 1:
         make_fabric(settings).barrier()
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_first_process() -> bool:
-    """Whether this one writes and speaks."""
+    """Return whether this is the process that writes files and reports progress."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc's allocator to reuse blocks of up to 32 MiB, which it otherwise gives back to the
-    kernel after each step.
+    """Make glibc's allocator reuse blocks of up to 32 MiB, which it otherwise returns to the kernel
+    after each step.
 
-    Does nothing elsewhere. Changes no result.
+    Other platforms are not affected. Results do not change.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -78,22 +78,22 @@ def keep_freed_memory() -> None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begin to measure the peak of memory anew, where the system can: a process has many jobs."""
+    """Reset the peak memory if the system supports it, since a process runs several jobs."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
-        with suppress(OSError):  # a container may forbid it; the peak is then of all jobs so far
+        with suppress(OSError):  # a container may forbid it; the peak then covers all jobs so far
             Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the most bytes held since `reset_peak_memory`, of the GPU or resident in this process;
-    None where the system does not tell.
+    """Return the peak memory in bytes since `reset_peak_memory`: allocated on the GPU, or resident
+    in this process; None if the system does not report it.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "linux":
-        # Not getrusage: its figure begins with what the process that started this one held.
+        # Not getrusage, which includes memory of the process that started this one.
         status = Path("/proc/self/status").read_text("utf-8")
         return next(
             (
@@ -107,4 +107,4 @@ def peak_memory(device: torch.device) -> int | None:
         import resource  # not on Windows
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return getattr(psutil.Process().memory_info(), "peak_wset", None)  # of Windows
+    return getattr(psutil.Process().memory_info(), "peak_wset", None)  # on Windows

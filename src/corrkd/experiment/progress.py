@@ -1,5 +1,5 @@
-"""What a run reports while it works: bars on a terminal, a line that is updated in a notebook,
-plain lines elsewhere; each with the time that is left.
+"""Progress of a run: bars on a terminal, an updated line in a notebook, plain lines elsewhere; all
+with the time left.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ NOTEBOOK_SECONDS = 0.5  # between updates of the line
 
 
 class Reporter:
-    """Where messages and progress go: to standard error, in a notebook below the cell. `quiet`: say
-    nothing.
+    """Output of messages and progress, to standard error or below the cell of a notebook. `quiet`:
+    whether to show nothing.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
         self.notebook = in_notebook()
-        # In a notebook standard error is red, and rich's own output needs ipywidgets.
+        # In a notebook standard error is red, and rich's Jupyter output needs ipywidgets.
         options: dict[str, Any] = (
             {"file": sys.stdout, "force_jupyter": False} if self.notebook else {"stderr": True}
         )
         self._console = Console(quiet=quiet, highlight=False, soft_wrap=True, **options)
 
     def say(self, message: str) -> None:
-        """One line."""
+        """Print a message as one line."""
         self._console.print(terminal_text(" ".join(message.splitlines())), markup=False)
 
     @property
     def draws(self) -> bool:
-        """Whether bars and tables that are redrawn can be shown."""
+        """Whether bars and live tables can be shown."""
         return self._console.is_terminal and not (self.quiet or self.notebook)
 
     @contextmanager
     def busy(self, title: str) -> Iterator[None]:
-        """A piece of work whose length is not known before: a spinner, or a plain line."""
+        """Show a spinner or a plain line during work of unknown length."""
         if self.draws:
             with self._console.status(escape(terminal_text(title))):
                 yield
@@ -55,8 +55,8 @@ class Reporter:
 
     @contextmanager
     def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:
-        """A piece of work of `total` steps, of which `done` are done before: a bar, a line that is
-        updated, or a plain line every few seconds.
+        """Yield a task of `total` steps, `done` of which are already finished: a bar, an updated
+        line, or a plain line every few seconds.
         """
         if self.notebook and not self.quiet:
             yield _Updated(title, total, done)
@@ -76,10 +76,10 @@ class Reporter:
 
 
 def reporter_of(progress: bool | None) -> Reporter:
-    """Return the reporter of a function that is called from Python.
+    """Return the reporter for a call from Python.
 
     Args:
-        progress: whether it says anything; None: on a terminal and in a notebook alone.
+        progress: whether to show progress; None: only on a terminal or in a notebook.
     """
     if progress is None:
         progress = in_notebook() or bool(sys.stderr and sys.stderr.isatty())
@@ -87,16 +87,16 @@ def reporter_of(progress: bool | None) -> Reporter:
 
 
 def in_notebook() -> bool:
-    """Whether this process is the kernel of a Jupyter notebook."""
+    """Return whether this process is the kernel of a Jupyter notebook."""
     return Console().is_jupyter
 
 
 class Countdown:
-    """How long a piece of work will still take, judged by what it has taken so far.
+    """Estimate of the time left for some work, from the time taken so far.
 
     Args:
-        total: steps of it.
-        done: steps that were done before.
+        total: number of steps.
+        done: number of steps finished before the countdown starts.
     """
 
     def __init__(self, total: int, done: int = 0) -> None:
@@ -104,8 +104,8 @@ class Countdown:
         self._began = time.monotonic()
 
     def left(self, done: int) -> str:
-        """Return "about 12 min left" when so many steps are done; "" before the first and after the
-        last.
+        """Return a text like "about 12 min left" after `done` steps; "" before the first and after
+        the last step.
         """
         if not self._before < done < self._total:
             return ""
@@ -114,14 +114,14 @@ class Countdown:
 
 
 class Task:
-    """A piece of work under way."""
+    """Work in progress. This base class shows nothing."""
 
     def step(self, count: int = 1, note: str = "") -> None:
-        """So many steps are done; `note` is a word on how it goes."""
+        """Advance by `count` steps, with a short `note` on the current state."""
 
 
 class _Line(Task):
-    """A piece of work whose state is a line of text, shown every few seconds and at its end."""
+    """Task that shows a line of text every few seconds and at the end."""
 
     seconds = PLAIN_SECONDS
 
@@ -155,7 +155,7 @@ class _Plain(_Line):
 
 
 class _Updated(_Line):
-    """A line below a notebook's cell that is replaced by the next."""
+    """Task that updates a line below the cell of a notebook."""
 
     seconds = NOTEBOOK_SECONDS
 
@@ -171,7 +171,7 @@ class _Updated(_Line):
 
 
 def duration_text(seconds: float) -> str:
-    """Return a duration as people write it: "40 s", "12 min", "3 h 20 min"."""
+    """Return a readable duration: "40 s", "12 min", "3 h 20 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

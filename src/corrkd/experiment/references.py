@@ -1,5 +1,5 @@
-"""What every table is compared with, independent of training: the floors and, for data of a known
-distribution, the ceiling.
+"""References in every table that need no training: the floors and, for data with exact posteriors,
+the ceiling.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Visible = Mapping[str, BoolArray]
 
 
 def references(experiment: Experiment) -> pd.DataFrame:
-    """Return the rows of the floors and the ceiling: "majority", "by-length" where lengths vary,
+    """Return the rows of the floors and the ceiling: "majority", "by-length" if lengths vary,
     "bayes" on the built-in dataset.
 
     Their seed is empty, unless each seed has a separate test fold.
@@ -76,7 +76,7 @@ def _references(experiment: Experiment, seed: int | str = "") -> pd.DataFrame:
     if posterior is not None and type(target) is ClassesTarget and not target.is_of_score:
         exact = []
         for result in results:
-            # The ceiling is that of a classifier which knows the frames that noise replaces.
+            # The ceiling is for a classifier that knows which frames are replaced by noise.
             dropped = result.condition.dropped(batch, seed=mask_seed, draw=result.draw)
             response = posterior(evaluation.split, _arrays(batch.visible(dropped)))[
                 result.rows

@@ -1,5 +1,5 @@
-"""Carrying out a plan in its folder: data, teachers, students, tests, results and report. `run`,
-`train`, `compare` and `resume` all do so.
+"""Running a plan in its folder: data, teachers, students, tests, results and report. This is common
+to `run`, `train`, `compare` and `resume`.
 """
 
 from __future__ import annotations
@@ -107,14 +107,14 @@ def run(
     Args:
         settings: from `load_settings`, nested keys and values, or a preset's name; or an
             `Unscaled`, which is scaled to the data (`corrkd.experiment.scaling`). Default: an
-            `Unscaled` where there is a dataset, else of the preset `synthetic`.
+            `Unscaled` if there is a dataset, else the preset `synthetic`.
         dataset: used instead of `data.path`: a `MultimodalDataset`, or any input of `load_dataset`.
             It is stored in the folder.
         out: the output folder; default: runs/<name of the dataset>, made valid by
             `corrkd.files.file_names`.
         overwrite: replace an existing run.
         evaluate: whether to test the trained networks.
-        progress: whether progress is shown; default: on a terminal and in a notebook alone.
+        progress: whether to show progress; default: only on a terminal or in a notebook.
 
     Raises:
         CorrKDError: if settings, data or the folder are invalid, or a training failed.
@@ -160,8 +160,8 @@ def run(
 def _scaled(
     unscaled: Unscaled, source: Any, reporter: Reporter
 ) -> tuple[Settings, MultimodalDataset]:
-    """Return settings scaled to the data, and the data: from `source`, or from the settings if it
-    is None. Reports the settings that were chosen.
+    """Return settings scaled to the data, and the data: `source`, or what the settings name if it
+    is None. Report the chosen settings.
     """
     settings = unscaled.load()
     if source is None:
@@ -192,14 +192,14 @@ def compare(
 
     Args:
         plan: from `load_plan`.
-        out: its folder. If it holds this plan, the plan is continued.
+        out: folder of the plan. If it already contains this plan, the plan is continued.
         datasets: by name, each a `MultimodalDataset` or any input of `load_dataset`. They replace
             the plan's datasets of these names, or its only one, and are stored in the folder.
         overwrite: start again from the beginning.
         backend: as in `run_jobs`.
         address: as in `run_jobs`.
-        reported: CSV file with results from papers, shown beside the measured ones and marked.
-        progress: whether progress is shown; default: on a terminal and in a notebook alone.
+        reported: CSV file with results from papers, which the report shows and marks as such.
+        progress: whether to show progress; default: only on a terminal or in a notebook.
 
     Returns:
         The results, and the runs that failed.
@@ -223,11 +223,12 @@ def compare(
 
 
 def resume(out: str | Path, *, evaluate: bool = True, progress: bool | None = None) -> Run:
-    """Continue a run or a comparison that was interrupted. The results are bit-identical to those
-    of an uninterrupted run. `progress`: as in `run`.
+    """Continue an interrupted run or comparison. The results are bit-identical to those of an
+    uninterrupted run. `progress`: as in `run`.
 
     Raises:
-        CorrKDError: if the folder holds no plan, the data has changed, or a training failed.
+        CorrKDError: if the folder contains no plan or that of a hyper-parameter search, the data
+            has changed, or a training failed.
     """
     plan = read_plan(Path(out), unchanged=True)
     if plan.trials is not None:
@@ -264,10 +265,10 @@ def execute(
 ) -> Run:
     """Carry out a plan in its folder, for `run`, `compare` and `resume`.
 
-    `in_memory` are datasets to store in the folder; `in_file` are datasets that were already read
-    from the paths of the plan.
+    `in_memory` are datasets to store in the folder. `in_file` are datasets already read from the
+    paths of the plan.
     """
-    if not is_first_process():  # of several processes, only the first reports
+    if not is_first_process():  # only the first process reports
         reporter = Reporter(quiet=True)
     _check_folder(out, overwrite=overwrite, continues=continues)  # before the data is read
     in_memory, datasets = in_memory or {}, dict(in_file or {})
@@ -309,7 +310,7 @@ def execute(
 
 
 def _check_folder(out: str | Path | None, *, overwrite: bool, continues: bool = False) -> None:
-    if out is not None and is_first_process():  # the other processes find what it has written
+    if out is not None and is_first_process():  # the others may find its files
         folder.check(Path(out), overwrite=overwrite, continues=continues)
 
 
@@ -394,7 +395,7 @@ def _begin(
         )
     plan = plan.model_copy(update={"datasets": datasets})
     if before is None:
-        write_text(out / PLAN, plan.to_yaml())  # first the file that marks the folder as a plan's
+        write_text(out / PLAN, plan.to_yaml())  # first, since it marks the folder as a plan's
     for name, experiment in experiments.items():
         make_folder(out / name)
         _write_facts(out / name, experiment, plan, plan.datasets[name])
@@ -406,7 +407,7 @@ def _begin(
 
 
 def _check_data_stay(out: Path, plan: Plan, in_memory: InMemory) -> None:
-    """Raise CorrKDError if a folder to be emptied holds the data that its plan names."""
+    """Raise CorrKDError if a folder to be emptied contains the data of its plan."""
     for name, dataset_plan in plan.datasets.items():
         path = Path(dataset_plan.settings.data.path).resolve()
         if (
@@ -429,15 +430,13 @@ def _write_facts(
 
 
 def keep_reported(out: Path, reported: Path) -> None:
-    """Copy a file with results from papers to the folder. Raises CorrKDError if it is invalid,
-    before anything is trained.
-    """
+    """Copy a file with results from papers to the folder. Raises CorrKDError if it is invalid."""
     read_reported(reported, open_datasets(out))
     write_bytes(out / REPORTED, reported.read_bytes())
 
 
 def _with_budgets(out: Path, plan: Plan) -> Plan:
-    """Return the plan with the numbers of epochs chosen so far."""
+    """Return the plan with the numbers of epochs that have been chosen so far."""
     datasets = {
         name: dataset_plan.model_copy(update={"epochs": _chosen(out / name, dataset_plan)})
         for name, dataset_plan in plan.datasets.items()
@@ -446,14 +445,14 @@ def _with_budgets(out: Path, plan: Plan) -> Plan:
 
 
 def _chosen(dataset: Path, dataset_plan: DatasetPlan) -> dict[str, int]:
-    """Return, by arm, the number of epochs from the plan or, with any seed, chosen in the dataset's
+    """Return the number of epochs by arm: from the plan, or chosen by any seed in the dataset's
     folder.
     """
     budgets = {
         arm: budget.epochs
         for arm in dataset_plan.arms
         if dataset_plan.chooses(arm)
-        for seed in reversed(seed_folders(dataset))  # the lowest counts
+        for seed in reversed(seed_folders(dataset))  # the lowest seed takes precedence
         if (budget := read_budget(seed / arm)) is not None
     }
     return {**budgets, **dataset_plan.epochs}
@@ -495,7 +494,7 @@ def _check_same(out: Path, name: str, before: DatasetPlan, now: DatasetPlan) -> 
 
 
 def _lasting(dataset_plan: DatasetPlan) -> dict[str, Any]:
-    """Return the settings that all runs of a dataset depend on; those of arms are compared
+    """Return the settings on which all runs of a dataset depend; those of arms are compared
     separately.
     """
     tree = folder.with_whole_paths(dataset_plan.settings).model_dump(mode="json")

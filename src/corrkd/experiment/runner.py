@@ -1,5 +1,5 @@
-"""The runner: jobs in this process or in workers, of this machine or of a Ray cluster. A job starts
-when what it needs is there.
+"""Running jobs in this process, or in workers on this machine or a Ray cluster. A job starts when
+the jobs that it needs are done.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from corrkd.workers import Backend, Submit, each_done, workers
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that ended without results, and why."""
+    """A job that ended without results, and its error message."""
 
     job: Job
     error: str
@@ -47,23 +47,24 @@ def run_jobs(
     backend: Backend = "joblib",
     address: str | None = None,
 ) -> list[Failure]:
-    """Do what is left of the jobs. One that fails is reported and stops no other but those that
+    """Carry out the unfinished jobs and return the failures. A failed job stops only the jobs that
     need it.
 
     Args:
-        jobs: all of a plan.
+        jobs: all jobs of a plan.
         experiments: by dataset, for jobs in this process.
-        at_once: how many at a time. 1 on this machine: in this process, one after the other.
-        reporter: where the state goes.
-        backend: "joblib" for worker processes on this machine, or "ray" for a cluster whose
-            machines share the folder.
-        address: of the cluster; None: a Ray of this machine's own.
+        at_once: number of jobs at a time. With 1 on this machine, jobs run one after the other in
+            this process.
+        reporter: receives the progress.
+        backend: "joblib" for worker processes on this machine, or "ray" for a cluster of machines
+            with a shared folder.
+        address: address of the cluster; None: a local Ray instance.
 
     Raises:
-        CorrKDError: where Ray is asked for and not installed, or cannot be reached.
+        CorrKDError: if Ray is requested but not installed or not reachable.
     """
     for job in jobs:
-        (job.folder / PROGRESS).unlink(missing_ok=True)  # of a run that was killed
+        (job.folder / PROGRESS).unlink(missing_ok=True)  # left by a killed run
     if backend == "joblib" and (at_once == 1 or world_size() > 1):
         return _one_by_one(jobs, experiments, reporter)
     failures: list[Failure] = []
@@ -76,7 +77,7 @@ def run_jobs(
 
 
 def ordered(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs, each behind those that it needs: teachers first, and of each arm the one
+    """Return the jobs, each after those that it needs: teachers first, and within an arm the job
     that chooses the number of epochs.
     """
     teachers = {needed[:2] for job in jobs for needed in job.needs if needed[1] != job.arm}
@@ -113,7 +114,7 @@ def _one_by_one(
 
 
 def _unmet(job: Job, failures: Sequence[Failure]) -> str | None:
-    """Why a job cannot be done, where one that it needs has failed."""
+    """Return why a job cannot be done, if a job that it needs has failed; else None."""
     failed = {failure.job.key: failure for failure in failures}
     for key in job.needs:
         if key in failed:
@@ -127,7 +128,7 @@ def _unmet(job: Job, failures: Sequence[Failure]) -> str | None:
 def _schedule(
     jobs: Sequence[Job], submit: Submit[Job, str | None], at_once: int, failures: list[Failure]
 ) -> None:
-    """Submit each job when what it needs is done, and collect failures."""
+    """Submit each job once the jobs that it needs are done, and collect failures."""
 
     def begun(job: Job) -> Future[str | None]:
         if (error := _unmet(job, failures)) is None:
@@ -146,8 +147,8 @@ def _schedule(
 
 
 def work(job: Job) -> str | None:
-    """Do a job in a worker, whose output goes to the job's log; return the line of its error, or
-    None.
+    """Carry out a job in a worker and return its error message, or None. The worker's output is
+    written to the log of the job.
     """
     try:
         make_folder(job.folder)
@@ -159,13 +160,13 @@ def work(job: Job) -> str | None:
 
 @lru_cache(maxsize=1)
 def _experiment(settings: str) -> Experiment:
-    """The dataset that a worker holds."""
+    """Return the experiment with these settings, cached in the worker."""
     return prepare(Settings.model_validate_json(settings))
 
 
 @contextmanager
 def _output_to(path: Path) -> Iterator[None]:
-    """What this process and its libraries print goes to a file."""
+    """Redirect the output of this process and its libraries to a file."""
     sys.stdout.flush()
     with open_no_link(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND) as log:
         before = [os.dup(descriptor) for descriptor in (1, 2)]
@@ -182,7 +183,7 @@ def _output_to(path: Path) -> Iterator[None]:
 
 @contextmanager
 def watched(jobs: Sequence[Job], failures: Sequence[Failure], reporter: Reporter) -> Iterator[None]:
-    """While the grid runs: a live table on a terminal, elsewhere a line for each run that ends."""
+    """Show jobs while they run: a live table on a terminal, else a line for each finished job."""
     if reporter.quiet:
         yield
         return
@@ -211,8 +212,8 @@ def watched(jobs: Sequence[Job], failures: Sequence[Failure], reporter: Reporter
 def state_table(
     jobs: Sequence[Job], failures: Sequence[Failure] = (), countdown: Countdown | None = None
 ) -> Table:
-    """What is done, running, failed and left, a row for each dataset and arm; below it the time
-    left by the countdown.
+    """Return a table of the jobs done, running, failed and left: a row per dataset and arm, and a
+    row with totals and the time left.
     """
     table = Table(
         "dataset", "arm", "done", "running", "failed", "left", box=None, header_style="bold"

@@ -1,5 +1,5 @@
-"""Settings for data that come without any: the preset `corrkd-plus`, scaled to the number of
-training samples and of their groups.
+"""Default settings for a dataset: the preset `corrkd-plus`, scaled to the numbers of training
+samples and groups.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from corrkd.experiment.experiment import prepared_data, training_members
 from corrkd.experiment.settings import Settings, load_settings, settings_of_tree
 
 PRESET = "corrkd-plus"
-PRESET_SAMPLES = 1300  # for which the preset's epochs were chosen
+PRESET_SAMPLES = 1300  # training samples for which the preset's epochs were chosen
 FEWEST_EPOCHS, MOST_EPOCHS = 32, 256  # of the student
 FEWEST_TEACHER_EPOCHS = 12
-MOST_STEPS = 20_000  # of the student; a pass over more data than that is a single one
+MOST_STEPS = 20_000  # of the student, unless a single epoch has more
 
 
 class Epochs(NamedTuple):
-    """Passes over the training split."""
+    """Numbers of epochs."""
 
     teacher: int
     student: int
@@ -34,16 +34,16 @@ class Unscaled:
     """The preset `corrkd-plus` with changes, before it is scaled to data.
 
     Attributes:
-        overrides: `key=value` lines, as of `load_settings`.
-        changes: nested keys and values, over the overrides.
+        overrides: `key=value` strings, as in `load_settings`.
+        changes: nested keys and values, which take precedence over the overrides.
     """
 
     overrides: tuple[str, ...] = ()
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self, scale: Mapping[str, Any] | None = None) -> Settings:
-        """Return the settings, with a scale between the preset and the changes. Raises CorrKDError
-        as `load_settings`.
+        """Return the settings. `scale` overrides the preset, and `overrides` and `changes` override
+        both. Raises CorrKDError as `load_settings` does.
         """
         return settings_of_tree(
             scale or {}, preset=PRESET, overrides=self.overrides, changes=self.changes
@@ -51,11 +51,11 @@ class Unscaled:
 
 
 def scaled(unscaled: Unscaled, dataset: MultimodalDataset) -> tuple[Settings, str]:
-    """Return settings scaled to a dataset, and a note on what was chosen. What the changes name
-    stays as they say.
+    """Return settings scaled to a dataset, and a note on them. Settings that `unscaled` changes
+    explicitly are not scaled.
 
     Raises:
-        CorrKDError: for anything wrong with settings or data.
+        CorrKDError: if settings or data are invalid.
     """
     settings = unscaled.load()
     num_samples, num_groups = training_size(settings, dataset)
@@ -67,7 +67,7 @@ def scaled(unscaled: Unscaled, dataset: MultimodalDataset) -> tuple[Settings, st
 
 
 def scale_note(settings: Settings, num_samples: int, num_groups: int) -> str:
-    """Return what was chosen for so many training samples and groups, in a sentence."""
+    """Return a sentence on the settings chosen for these numbers of training samples and groups."""
     teacher, student = settings.teacher, settings.student
     groups = "" if num_groups == num_samples else f" of {num_groups} groups"
     by_fold = "on all samples" if teacher.folds is None else f"in {teacher.folds} folds"
@@ -79,12 +79,12 @@ def scale_note(settings: Settings, num_samples: int, num_groups: int) -> str:
 
 
 def training_size(settings: Settings, dataset: MultimodalDataset) -> tuple[int, int]:
-    """Return how many samples count in training and of how many groups they are: the fewest of any
-    seed.
+    """Return the number of training samples that count and the number of their groups, each the
+    minimum over seeds.
 
     Raises:
-        CorrKDError: the dataset lacks a split or the target, or cannot be divided as the settings
-            say.
+        CorrKDError: if the dataset lacks a split or the target, or cannot be divided according to
+            the settings.
     """
     dataset, target = prepared_data(settings, dataset)
     members = [
@@ -94,17 +94,16 @@ def training_size(settings: Settings, dataset: MultimodalDataset) -> tuple[int, 
 
 
 def scaled_epochs(num_samples: int, batch_size: int = 64) -> Epochs:
-    """Return epochs for so many training samples, so that training takes about as many steps as the
-    preset's.
+    """Return numbers of epochs with which training takes about as many steps as with the preset.
 
-    The student's are the preset's, doubled or halved for each doubling of 1,300 samples, from 32 to
-    256, and fewer where these would be more than 20,000 steps; the teacher's are a quarter of them,
-    at least 12. For 300, 1,300 and 5,000 samples that gives 64/256, 16/64 and 12/32, as in
-    benchmarks/ablation.yaml.
+    The student has the preset's epochs for 1,300 samples. They are halved for each doubling of the
+    samples and doubled for each halving, from 32 to 256, and limited to 20,000 steps. The teacher
+    has a quarter of them, at least 12 and at most the student's. For 300, 1,300 and 5,000 samples
+    that gives 64/256, 16/64 and 12/32 epochs of teacher/student, as in benchmarks/ablation.yaml.
 
     Args:
-        num_samples: that count in training.
-        batch_size: samples a step.
+        num_samples: number of training samples that count.
+        batch_size: samples per step.
 
     Examples:
         >>> [tuple(scaled_epochs(n)) for n in (300, 1284, 5457, 1_000_000)]
@@ -119,16 +118,16 @@ def scaled_epochs(num_samples: int, batch_size: int = 64) -> Epochs:
 
 
 def scaled_folds(folds: int | None, num_groups: int) -> dict[str, Any]:
-    """Return what to change of the teacher's settings where there are fewer groups than folds, by
+    """Return the changes to the teacher's settings needed if there are fewer groups than folds, by
     key.
 
     Args:
-        folds: of the settings.
-        num_groups: of the training samples.
+        folds: number of folds in the settings.
+        num_groups: number of groups of the training samples.
 
     Returns:
-        As many folds as groups; of a single group none, and nothing fitted, for which folds
-        are needed. Nothing where there are enough.
+        As many folds as groups. With a single group no folds, and no fitted temperature or weights,
+        which need folds. With enough groups, no changes.
 
     Examples:
         >>> scaled_folds(4, 3), scaled_folds(4, 1), scaled_folds(4, 9)

@@ -1,7 +1,7 @@
-"""The settings of an experiment: a YAML file or a named preset, with overrides.
+"""Settings of an experiment: a YAML file or a named preset, with overrides.
 
-A file contains only what differs from the defaults, or from the preset that `preset: NAME` in it
-selects. Networks and methods are selected by name, with their options beside the name:
+A file contains only what differs from the defaults, or from the preset that it selects with
+`preset: NAME`. Networks and methods are selected by name, with their options next to the name:
 `network: {name: corrkd, width: 80}`. Every key and value is checked; an error is one line with the
 key and the valid values.
 """
@@ -52,7 +52,7 @@ Repeats = Annotated[int, Field(ge=1, le=1000)]
 
 
 class OtherTeachers(TrainingSettings):
-    """Teachers with another network. Settings that are not set are the teacher's."""
+    """Teachers with another network. Keys that are not set are those of the teacher."""
 
     network: NetworkChoice = Field(description="by name, with its settings")
     folds: Folds | None = Field(None, description="as teacher.folds; default: the same")
@@ -74,8 +74,8 @@ class OtherTeachers(TrainingSettings):
 
 
 class Line(NamedTuple):
-    """The teachers with one network: number of folds (None: each is trained on all samples) and of
-    repeats.
+    """Teachers with one network: number of folds (None: each is trained on all samples) and number
+    of repeats.
     """
 
     folds: int | None
@@ -132,7 +132,7 @@ class TeacherSettings(TrainingSettings):
 
     @property
     def committee(self) -> list[Line]:
-        """The teachers by network: the teacher's network, then those of `others` in order."""
+        """Teachers by network: the teacher's network, then those of `others` in order."""
         lines = [Line(self.folds, self.repeats)]
         for other in self.others:
             folds, repeats = (
@@ -165,8 +165,8 @@ class TeacherSettings(TrainingSettings):
 
 
 class StudentSettings(TrainingSettings):
-    """The network and training of the student, which the control without distillation shares, and
-    its method.
+    """The student's network and training, shared by the control without distillation, and the
+    student's method.
     """
 
     network: NetworkChoice = Field(
@@ -184,7 +184,7 @@ class StudentSettings(TrainingSettings):
 
 
 class ArmSettings(TrainingSettings):
-    """One arm of a comparison: its method, and what differs from the student's settings."""
+    """One arm of a comparison: its method, and keys that override the student's settings."""
 
     method: dict[str, Any] = Field(
         default_factory=dict, description="name and options; default: the method of the arm's name"
@@ -207,7 +207,7 @@ class ArmSettings(TrainingSettings):
         return tree_of(value)
 
     def changes(self) -> dict[str, Any]:
-        """Return the settings that are set, by key."""
+        """Return the keys that are set, with their values."""
         return {
             key: getattr(self, key)
             for key in type(self).model_fields
@@ -254,8 +254,8 @@ class Settings(Strict):
     @model_validator(mode="before")
     @classmethod
     def _student_like_teacher(cls, tree: Any) -> Any:
-        """Fill the student's network: the teacher's, or the one that its method needs, overridden
-        by what is set.
+        """Fill in the student's network: the teacher's, or the one that its method needs, with the
+        keys that are set.
         """
         if not isinstance(tree, Mapping):
             return tree
@@ -284,7 +284,7 @@ class Settings(Strict):
         return seeds
 
     def to_yaml(self) -> str:
-        """Return all settings as a YAML file that repeats the experiment."""
+        """Return all settings as YAML, from which the experiment can be repeated."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -300,11 +300,11 @@ def load_settings(
     Args:
         source: a YAML file.
         preset: name of a preset; a file overrides it.
-        overrides: `key.sub=value` texts as on the command line; values are YAML.
+        overrides: `key.sub=value` strings as on the command line; values are YAML.
         **changes: further overrides, as nested mappings: `data={"path": "mosi.pkl"}`.
 
     Raises:
-        CorrKDError: for an unknown preset, key or value, or a file that is not YAML; one line each.
+        CorrKDError: if a preset or key is unknown, a value is invalid or the file is not YAML.
     """
     tree = read_yaml(Path(source)) if source is not None else {}
     return settings_of_tree(tree, preset=preset, overrides=overrides, changes=changes)
@@ -320,7 +320,7 @@ def settings_of_tree(
     """Return settings from nested keys and values as in a file, including `preset`, with overrides.
 
     Raises:
-        CorrKDError: for an unknown preset, key or value; one line.
+        CorrKDError: if a preset or key is unknown or a value is invalid.
     """
     in_file = dict(tree)
     named = in_file.pop("preset", None)
@@ -352,8 +352,8 @@ def _laid_over(below: Tree, above: Tree) -> dict[str, Any]:
 
 
 def _choice_in(tree: Tree, section: str, key: str) -> tuple[Any, Any]:
-    """Return the settings of teacher or student in a layer, and their network or method, as keys
-    and values.
+    """Return the teacher or student section of a layer, and its network or method as keys and
+    values.
     """
     settings = tree.get(section, {})
     value = settings.get(key) if isinstance(settings, Mapping) else getattr(settings, key, None)
@@ -361,8 +361,8 @@ def _choice_in(tree: Tree, section: str, key: str) -> tuple[Any, Any]:
 
 
 def _with_forms(method: Tree) -> Tree:
-    """Return a method with all its options, so that the layer above can compare the form of each
-    loss term.
+    """Return a method with all its options, so that the form of each loss term can be compared with
+    the layer above.
     """
     try:
         return MethodChoice.model_validate(method).model_dump()
@@ -398,7 +398,7 @@ def _override(line: str) -> dict[str, Any]:
 
 
 def _number(text: str) -> str | float:
-    # YAML 1.1 reads 1e-3 as text, but the number is meant.
+    # YAML 1.1 reads 1e-3 as text.
     try:
         return float(text)
     except ValueError:

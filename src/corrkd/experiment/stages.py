@@ -1,5 +1,5 @@
-"""The stages of a run: an arm trained with one seed, a teacher with those who teach beside it, and
-the test of what was trained.
+"""Stages of a run: training an arm with one seed, training a teacher with its committee, and
+testing the trained models.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ from corrkd.training.run import VALID, Record, Trained, TrainingRun
 from corrkd.training.seeds import derived_seed
 from corrkd.training.stacked import train_together
 
-MOST_STACKED = 32  # more are no faster: the GPU is busy
-MEMORY_SHARE = 0.8  # of what is free, for the trainings of a stack
+MOST_STACKED = 32  # more are no faster, as the GPU is saturated
+MEMORY_SHARE = 0.8  # of the free memory, for a stack of trainings
 HISTORY, RESULTS, SUMS = "history.csv", "results.csv", "SHA256SUMS"
 SUMMED = (HISTORY, "representations.safetensors", "predictions.parquet", "coverage.csv")
 COLUMNS = ["dataset", "method", "seed", "condition", "draw", "metric", "value"]
@@ -63,15 +63,15 @@ COLUMNS = ["dataset", "method", "seed", "condition", "draw", "metric", "value"]
 
 @dataclass(frozen=True)
 class Training:
-    """A network to be trained.
+    """Training of one network.
 
     Attributes:
-        arm: how.
-        folder: of the arm and seed, where the model goes.
-        experiment: the seed's.
-        seed: of initial parameters, order, masks and dropout.
-        taught_in: folder of the arm's teachers with that seed; None: it has none.
-        member: which of several teachers it is; None: it is trained on all samples.
+        arm: arm to train.
+        folder: folder of the arm and seed, in which the model is saved.
+        experiment: experiment of the seed.
+        seed: seed of initial parameters, order, masks and dropout.
+        taught_in: folder of the arm's teachers with this seed; None: it has no teacher.
+        member: member of a committee of teachers; None: the arm itself, trained on all samples.
     """
 
     arm: Arm
@@ -83,23 +83,23 @@ class Training:
 
     @property
     def done(self) -> bool:
-        """Whether its model is there."""
+        """Whether the model has been saved."""
         return (self.folder / f"{self.arm.name}.json").is_file()
 
     def stackable(self, fabric: Fabric) -> bool:
-        """Whether it can be trained by `train_together`."""
+        """Return whether `train_together` can train it."""
         settings, arm = self.experiment.settings, self.arm
         pure = arm.method.class_.stackable and arm.network.class_.stackable
         one_process = fabric.world_size == 1 and settings.precision != "16-mixed"
         return pure and one_process and self.experiment.samples("train").resident
 
     def alike(self, other: Training) -> bool:
-        """Whether both train one network in one way, so that they can be stacked."""
+        """Return whether both train the same network in the same way and can be stacked."""
         first, another = (replace(training.arm, name="", start="") for training in (self, other))
         return first == another
 
     def begin(self, task: Task, fabric: Fabric) -> TrainingRun:
-        """Return the training, ready to begin, whose epochs `task` follows."""
+        """Return the run, ready to start. `task` shows its epochs."""
         experiment, arm = self.experiment, self.arm
         samples, valid = experiment.samples("train"), experiment.samples("valid")
         teachers = None
@@ -125,7 +125,7 @@ class Training:
         )
 
     def write(self, run: TrainingRun, trained: Trained, seconds: float) -> None:
-        """Write the model of a training that took so many seconds."""
+        """Write the trained model and its timing. `seconds`: duration of the training."""
         arm, experiment, folder = self.arm, self.experiment, self.folder
         run.method.student.load_state_dict(trained.state)
         about = {
@@ -165,8 +165,8 @@ def trainings(
     taught_in: Path | None,
     teaching: bool = False,
 ) -> list[Training]:
-    """Return what is trained for an arm and seed: the arm; after a teacher those who teach beside
-    it, where `teaching`.
+    """Return the trainings of an arm and seed: the arm and, if `teaching`, the other members of its
+    committee.
     """
     out = [Training(arm, folder, experiment, seed, taught_in)]
     if teaching:
@@ -190,17 +190,17 @@ def train_arm(
     taught_in: Path | None,
     teaching: bool = False,
 ) -> None:
-    """Train what the folder of an arm and seed does not hold yet, and write its history.
+    """Train the models that the folder of an arm and seed lacks, and write their history.
 
     Args:
-        arm: in training.
-        folder: of the arm and seed.
-        experiment: the seed's.
-        seed: of initial parameters, order, masks and dropout.
+        arm: arm to train.
+        folder: folder of the arm and seed.
+        experiment: experiment of the seed.
+        seed: seed of initial parameters, order, masks and dropout.
         fabric: device, precision and processes.
-        reporter: where progress goes.
-        taught_in: folder of the arm's teachers with that seed; None: it has none.
-        teaching: of a teacher, whether those who teach beside it are trained too.
+        reporter: receives the progress.
+        taught_in: folder of the arm's teachers with this seed; None: it has no teacher.
+        teaching: whether to train the other members of a teacher's committee too.
     """
     make_folder(folder)
     every = trainings(
@@ -208,15 +208,15 @@ def train_arm(
     )
     train_all(every, fabric, reporter)
     if fabric.is_global_zero:
-        for training in every:  # of a run that was killed between the model and this line
+        for training in every:  # left by a run killed before this line
             (folder / f"{training.arm.name}.ckpt").unlink(missing_ok=True)
         if not (folder / HISTORY).is_file():
             _write_history(folder, arm)
 
 
 def train_all(trainings: Sequence[Training], fabric: Fabric, reporter: Reporter) -> None:
-    """Train those of one arm that are not done yet, several of one network at once where the
-    settings say so.
+    """Carry out the unfinished trainings of one arm. The settings decide how many of the same
+    network are stacked.
     """
     left = [training for training in trainings if not training.done]
     while left:
@@ -229,7 +229,7 @@ def train_all(trainings: Sequence[Training], fabric: Fabric, reporter: Reporter)
 
 
 def _train_some(some: Sequence[Training], fabric: Fabric, reporter: Reporter) -> None:
-    """Train them, in one pass where they can be, and write their models."""
+    """Train networks, stacked if possible, and write their models."""
     seeds = ", ".join(map(str, dict.fromkeys(training.seed for training in some)))
     names = some[0].arm.name if len(some) == 1 else f"{len(some)} x {some[0].arm.name}"
     if len(some) > 1:
@@ -255,8 +255,8 @@ def _train_some(some: Sequence[Training], fabric: Fabric, reporter: Reporter) ->
 
 
 def stack_size(training: Training, fabric: Fabric) -> int:
-    """Return how many trainings like this one are done at once: as the settings ask; "auto": as
-    many as fit into a GPU's memory.
+    """Return how many trainings like this one to stack: the number in the settings, or for "auto"
+    as many as fit into a GPU's memory. It is 1 if stacking is not possible.
     """
     requested = training.experiment.settings.stack
     if not training.stackable(fabric) or (requested == "auto" and fabric.device.type != "cuda"):
@@ -265,25 +265,25 @@ def stack_size(training: Training, fabric: Fabric) -> int:
         return requested
     run = training.begin(Task(), fabric)
     run.method.to(fabric.device)
-    gc.collect()  # graphs and parameters of trainings that have ended
+    gc.collect()  # frees graphs and parameters of finished trainings
     return fitting(bytes_of_run(run), free_memory(fabric.device))
 
 
 def device_name(device: torch.device) -> str:
-    """Return a device's name as people call it: "NVIDIA H200", "cpu"."""
+    """Return the display name of a device: "NVIDIA H200", "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def fitting(each: int, free: int) -> int:
-    """Return how many trainings of so many bytes each fit into what is free; at least one, and at
-    most as many as pay.
+    """Return how many trainings of `each` bytes fit into `MEMORY_SHARE` of the `free` bytes: at
+    least 1, at most `MOST_STACKED`.
     """
     return max(1, min(MOST_STACKED, int(MEMORY_SHARE * free) // each))
 
 
 def _one_pass(trainings: Sequence[Training], fabric: Fabric) -> bool:
-    """Whether they go through `train_together`: several, or a single one whose steps are captured
-    or compiled.
+    """Return whether to use `train_together`: for several trainings, or for captured or compiled
+    steps of a single one.
     """
     compiled = trainings[0].experiment.settings.compile
     return trainings[0].stackable(fabric) and (
@@ -298,12 +298,12 @@ def make_method(
     samples: Samples,
     teachers: TeacherOutputs | None = None,
 ) -> AnyMethod:
-    """An arm's method. All arms but the teacher begin with the same parameters, where their
+    """Return the method of an arm. All arms except teachers start from the same parameters if their
     networks agree.
 
     Raises:
-        CorrKDError: it cannot be made for these modalities, or the language is ids of tokens and
-            its network does not read them.
+        CorrKDError: if the method does not support these modalities, or a modality consists of
+            token ids that its network does not read.
     """
     check_tokens(experiment, arm.network.class_, f"arm {arm.name}")
     weights = None
@@ -327,8 +327,8 @@ def make_method(
 
 
 def check_tokens(experiment: Experiment, network: type[AnyNetwork], where: str) -> None:
-    """Raise CorrKDError where a modality is ids of tokens and the network does not read them;
-    `where` opens the line.
+    """Raise CorrKDError if a modality consists of token ids and the network does not read them.
+    `where` begins the message.
     """
     tokens = [m for m in experiment.dataset.tokens if m in experiment.dataset.modalities]
     if tokens and not network.reads_tokens:
@@ -340,7 +340,9 @@ def check_tokens(experiment: Experiment, network: type[AnyNetwork], where: str) 
 
 
 def _validation(arm: Arm, experiment: Experiment, valid: Samples) -> Validation:
-    """The score on complete samples, or its mean over the missing subsets ("Avg.")."""
+    """Return the criterion of an epoch: the score on complete samples for an arm trained on them,
+    else its mean over the missing subsets ("Avg.").
+    """
     modalities = experiment.dataset.modalities
     conditions = [condition(COMPLETE, modalities)] if arm.complete else missing_subsets(modalities)
     return Validation(valid, tuple(conditions), experiment.settings.evaluation.batch_size)
@@ -348,8 +350,8 @@ def _validation(arm: Arm, experiment: Experiment, valid: Samples) -> Validation:
 
 @dataclass(frozen=True)
 class Tested:
-    """What the evaluation of one arm gives: metrics, every prediction, representations by
-    "<arm>/<condition>", and how many of each group's samples had their truth in the prediction set.
+    """Evaluation results of one arm: metrics, all predictions, representations by
+    "<arm>/<condition>", and coverage of the prediction sets by group.
     """
 
     table: pd.DataFrame
@@ -365,14 +367,14 @@ def evaluate_arm(
     folders: Sequence[Path],
     on_batch: Callable[[int], None],
 ) -> Iterator[Tested]:
-    """Calibrate the models of an arm, one in each folder, and test them under every condition;
-    their cards record what was found.
+    """Yield the test results of each model of an arm, calibrated and evaluated under every
+    condition. The results are added to the model's card.
 
     Args:
-        arm: of which the models are.
-        experiment: of all their seeds.
+        arm: arm of the models.
+        experiment: experiment of all their seeds.
         samples: from `swept_samples`.
-        folders: of the arm and each seed; several models answer in one pass.
+        folders: folder of the arm for each seed; the models are evaluated in one pass.
         on_batch: called with the number of samples done.
     """
     networks = [
@@ -410,7 +412,7 @@ def _test(
 
 
 def write_tested(folder: Path, tested: Tested, experiment: Experiment, seed: int) -> None:
-    """representations.safetensors, predictions.parquet, coverage.csv where there are prediction
+    """Write representations.safetensors, predictions.parquet, coverage.csv if there are prediction
     sets, SHA256SUMS and, last, results.csv.
     """
     truth = np.ascontiguousarray(experiment.targets(experiment.settings.evaluation.split))
@@ -432,8 +434,8 @@ def write_tested(folder: Path, tested: Tested, experiment: Experiment, seed: int
 
 
 def check_tested(folder: Path) -> None:
-    """Raise CorrKDError where a file of an evaluation is not as it was written. `sha256sum -c
-    SHA256SUMS` checks the same.
+    """Raise CorrKDError if a file of an evaluation has changed since it was written, as
+    `sha256sum -c SHA256SUMS` would report.
     """
     advice = f"delete {folder / RESULTS} to evaluate again"
     lines = read_text(folder / SUMS, LARGEST_YAML).splitlines() if (folder / SUMS).is_file() else []
@@ -447,17 +449,16 @@ def check_tested(folder: Path) -> None:
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """results.csv: tidy, in the columns' agreed order, with all digits of a float64."""
+    """Write results.csv: tidy rows, columns in a fixed order, all digits of a float64."""
     write_csv(path, table[COLUMNS])
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """What `write_table` wrote, to the last bit; seeds as text. Raises CorrKDError where it is
-    damaged.
+    """Return the table that `write_table` wrote, bit-identical, with seeds as text. Raises
+    CorrKDError if it is damaged.
     """
     try:
-        # As text first: a modality may be called "NA", and pandas' own reading of numbers is not
-        # exact everywhere.
+        # As text: a modality may be called "NA", and pandas does not parse all numbers exactly.
         table = read_csv(path, dtype=str, keep_default_na=False)
         return table.assign(
             draw=table["draw"].astype(int), value=[float(text or "nan") for text in table["value"]]
@@ -481,7 +482,7 @@ def _predictions(
 
 
 class _Watch:
-    """Follows a training: the progress bar and TensorBoard."""
+    """Callback that reports each epoch to the progress bar and TensorBoard."""
 
     def __init__(self, folder: Path, task: Task) -> None:
         self._folder, self._task = folder, task
@@ -490,8 +491,7 @@ class _Watch:
     def __call__(self, record: Record) -> None:
         epoch = int(record["epoch"])
         if self._writer is None:
-            # A resumed training repeats the epoch it was stopped in: what was written after the
-            # last whole one is discarded.
+            # A resumed training repeats the epoch in which it stopped, so later events are purged.
             self._writer = SummaryWriter(str(self._folder), purge_step=epoch)
             self._task.step(epoch - 1)
         for name, value in record.items():
@@ -505,7 +505,7 @@ class _Watch:
 
 
 def _write_history(folder: Path, arm: Arm) -> None:
-    """history.csv: a row an epoch; `kept` is 1 where the model is that epoch's."""
+    """Write history.csv: one row per epoch; `kept` is 1 for the epoch of the saved model."""
     table = pd.DataFrame(recorded(folder / arm.name, "history")).assign(method=arm.name)
     table = table.assign(kept=(table["epoch"] == recorded(folder / arm.name, "epoch")).astype(int))
     losses = [str(column) for column in table if str(column).startswith("loss/")]

@@ -1,5 +1,5 @@
-"""Datasets in memory become files of the plan's folder, so that workers, `resume` and readers of
-the folder have them too.
+"""Datasets in memory, stored in the plan's folder so that workers, `resume` and readers of the
+folder can use them.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from corrkd.files import file_names
 from corrkd.settings import DataSettings, ReadingSettings
 
 InMemory = Mapping[str, MultimodalDataset]
-"""Datasets by the name of their folder in the plan's."""
+"""Datasets by the name of their folder."""
 
 
 def dataset_in_memory(source: Any, settings: DataSettings) -> MultimodalDataset:
-    """Return the dataset in a source, read as the settings say.
+    """Return the dataset in a source, read according to the settings.
 
     Args:
-        source: a dataset, or whatever `load_dataset` takes.
-        settings: whose `path` is not looked at.
+        source: a dataset, or any input of `load_dataset`.
+        settings: settings of the data; `path` is ignored.
 
     Raises:
-        CorrKDError: as `load_dataset`; or the settings say how a dataset is read that has been
-            read.
+        CorrKDError: as `load_dataset`; or if `source` is a dataset already in memory and the
+            settings contain options for reading.
     """
     reading = {
         name: getattr(settings, name)
@@ -48,22 +48,22 @@ def dataset_in_memory(source: Any, settings: DataSettings) -> MultimodalDataset:
 
 
 def plan_with_dataset(settings: Settings, dataset: MultimodalDataset) -> tuple[Plan, InMemory]:
-    """Return the plan of a run on a dataset in memory, and that dataset by its folder's name."""
+    """Return the plan of a run on a dataset in memory, and the dataset by its folder's name."""
     (dataset_plan,) = plan_of_run(settings).datasets.values()
     name = dataset_name(settings.data.model_copy(update={"name": dataset.name}))
     return Plan(datasets={name: dataset_plan}, jobs=settings.jobs), {name: dataset}
 
 
 def plan_with_datasets(plan: Plan, sources: Mapping[str, Any]) -> tuple[Plan, InMemory]:
-    """Return a plan on datasets in memory.
+    """Return a plan on datasets in memory, and these datasets by the name of their folder.
 
     Args:
-        plan: with a dataset of each name, which the sources replace; or with a single dataset,
-            whose settings and arms are then those of all.
-        sources: by name, datasets or whatever `load_dataset` takes.
+        plan: plan with datasets of these names, which are replaced; or with a single dataset. Its
+            settings and arms then apply to all sources.
+        sources: by name, datasets or any inputs of `load_dataset`.
 
     Raises:
-        CorrKDError: the plan has several datasets, and not of these names.
+        CorrKDError: if the plan has several datasets, and a name is not among them.
     """
     if set(sources) <= set(plan.datasets):
         parts = dict(plan.datasets)
@@ -88,7 +88,7 @@ def plan_with_datasets(plan: Plan, sources: Mapping[str, Any]) -> tuple[Plan, In
 
 
 def usual_folder(in_memory: InMemory) -> Path:
-    """Return the folder of a run on a dataset in memory where none is named."""
+    """Return the default folder of a run on a dataset in memory."""
     name = next(iter(in_memory.values())).name
     return Path("runs") / file_names([name])[name]
 
@@ -96,11 +96,11 @@ def usual_folder(in_memory: InMemory) -> Path:
 def stored_in(
     plan: Plan, in_memory: InMemory, out: Path
 ) -> tuple[Plan, dict[str, MultimodalDataset]]:
-    """Return the plan as it reads the datasets from its folder, and the datasets as they will be
-    read back.
+    """Return the plan with paths of the datasets in its folder, and the datasets as they will be
+    read from there.
 
     Raises:
-        CorrKDError: a dataset cannot be stored.
+        CorrKDError: if a dataset cannot be stored.
     """
     unread = {name: field.default for name, field in ReadingSettings.model_fields.items()}
     parts: dict[str, DatasetPlan] = dict(plan.datasets)
@@ -117,8 +117,8 @@ def stored_in(
 
 
 def store(dataset: MultimodalDataset, folder: Path) -> None:
-    """Write a dataset in memory to its folder, unless it is there: run.json has been compared with
-    it.
+    """Write a dataset in memory to its folder, unless it exists: run.json was already checked
+    against it.
     """
     if not (folder / DATA).is_file():
         convert(dataset, folder / DATA)

@@ -1,5 +1,5 @@
-"""Teachers from outside: what any model says of the training samples, by sample id, in an `.npz`
-file that `teacher.outputs` names.
+"""External teachers: outputs of any model for the training samples, by sample id, in an `.npz` file
+that `teacher.outputs` names.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from corrkd.parsing import quoted, repeated
 
 Array = npt.NDArray[Any]
 AskedTeacher = Callable[[Sequence[str]], Any]
-"""From the ids of N samples to their logits, (N, *response_shape), or to a pair of representations,
-(N, D), and logits.
+"""Function from the ids of N samples to logits (N, *response_shape), or to a pair of
+representations (N, D) and logits.
 """
 
 IDS, LOGITS, REPRESENTATION = "ids", "logits", "representation"
-MOST_NAMED = 5  # ids in an error
+MOST_NAMED = 5  # ids in an error message
 
 
 @dataclass(frozen=True)
 class TeacherFile:
-    """The outputs of a teacher from outside, as `read_teacher_file` reads them.
+    """Outputs of an external teacher, from `read_teacher_file`.
 
     Attributes:
-        path: of the file.
-        ids: (N,) text, each once.
+        path: path of the file.
+        ids: (N,) distinct sample ids.
         logits: (N, ...) finite numbers.
-        representation: (N, D) finite numbers, D >= 1; None: the file has none.
+        representation: (N, D) finite numbers, D >= 1; None if the file has none.
     """
 
     path: Path
@@ -51,8 +51,8 @@ class TeacherFile:
     representation: Array | None
 
     def check_covers(self, ids: Sequence[str]) -> None:
-        """Raise CorrKDError where some of these ids have no outputs; the line says how many, and
-        which come first.
+        """Raise CorrKDError if some of these ids have no outputs, with their number and the first
+        of them.
         """
         there = set(self.ids.tolist())
         missing = [name for name in map(str, ids) if name not in there]
@@ -69,8 +69,8 @@ class TeacherFile:
         """Return the outputs for samples, in their order, on their device.
 
         Raises:
-            CorrKDError: some of the samples have none, or the logits have another shape than the
-                target's.
+            CorrKDError: if some samples have no outputs, or the shape of the logits does not match
+                the target.
         """
         self.check_covers(samples.ids.tolist())
         shape, target = samples.target.response_shape, samples.target
@@ -93,12 +93,12 @@ class TeacherFile:
 
 
 def read_teacher_file(path: Path) -> TeacherFile:
-    """Return the outputs in an `.npz` file with the arrays `ids`, `logits` and, where there are
-    any, `representation`.
+    """Return the outputs in an `.npz` file with the arrays `ids`, `logits` and, optionally,
+    `representation`.
 
     Raises:
-        CorrKDError: the file cannot be read, lacks an array, or an array is of another kind or
-            length than `TeacherFile` says.
+        CorrKDError: if the file cannot be read or lacks an array, or an array does not have the
+            type and shape in `TeacherFile`.
     """
     if not path.is_file():
         raise CorrKDError(f"settings: teacher.outputs: {path}: no such file")
@@ -126,14 +126,15 @@ def write_teacher_file(
     """Write the file that `teacher.outputs` names.
 
     Args:
-        path: an `.npz`.
-        ids: of N samples, each once.
-        logits: (N, *response_shape), an array or a tensor; of classes in the target's order, (N,
-            K); of a score (N,).
+        path: path of an `.npz` file.
+        ids: distinct ids of N samples.
+        logits: array or tensor (N, *response_shape): for classes (N, K), in the order of the
+            target; for a score also (N,).
         representation: (N, D), or None.
 
     Raises:
-        CorrKDError: a length differs from N, a number is not finite, or the file cannot be written.
+        CorrKDError: if a length differs from N, an id appears twice, a number is not finite, or the
+            file cannot be written.
     """
     arrays: dict[str, Any] = {IDS: _text(np.asarray(ids), path), LOGITS: _array(logits)}
     if representation is not None:
@@ -146,19 +147,18 @@ def write_teacher_file(
 
 
 def ask_teacher(teacher: AskedTeacher, settings: Settings, path: str | Path) -> Path:
-    """Ask a model once about all training samples, and write what it says to a file for
-    `teacher.outputs`.
+    """Write the outputs of a model for all training samples to a file for `teacher.outputs`.
 
     Args:
-        teacher: called once, with the ids of all samples that some seed trains on.
-        settings: of the run.
-        path: of the file to write, an `.npz`.
+        teacher: called once, with the ids of all samples on which some seed trains.
+        settings: settings of the run.
+        path: path of the `.npz` file to write.
 
     Returns:
         The path.
 
     Raises:
-        CorrKDError: for anything wrong with the settings or the data, or as `write_teacher_file`.
+        CorrKDError: if settings or data are invalid, or as `write_teacher_file`.
     """
     unset = settings.teacher.model_copy(update={"outputs": None})
     ids = prepare(settings.model_copy(update={"teacher": unset})).training_ids()

@@ -1,6 +1,4 @@
-"""The student's teachers: a single one, or a committee whose outputs are combined
-(docs/corrkd-plus.md).
-"""
+"""Teachers of a student: one, or a committee with combined outputs (docs/corrkd-plus.md)."""
 
 from __future__ import annotations
 
@@ -33,13 +31,14 @@ from corrkd.training.loop import derived_seed, teacher_outputs
 
 @dataclass(frozen=True)
 class Member:
-    """One of several teachers.
+    """One teacher of a committee.
 
     Attributes:
-        repeat: of its network's.
-        fold: the one that it was not trained on and answers for; None: it answers for all.
+        repeat: index of the repeat among those of its network.
+        fold: fold excluded from its training, for which its outputs are used; None: it is trained
+            on all samples, and its outputs are used for all.
         teacher: name of the arm.
-        network: 0: the arm's; i: that of the i-th of `teacher.others`.
+        network: 0: the network of the arm; i: that of the i-th of `teacher.others`.
     """
 
     repeat: int
@@ -49,8 +48,8 @@ class Member:
 
     @property
     def name(self) -> str:
-        """Of its files. The first of those of the teacher's network that are trained on all samples
-        is the teacher itself.
+        """Name of its files. The first repeat with the arm's network is the teacher itself if it is
+        trained on all samples.
         """
         if self.network:
             numbers = (self.repeat,) if self.fold is None else (self.repeat, self.fold)
@@ -60,12 +59,12 @@ class Member:
         return f"{self.teacher}-{self.repeat}-{self.fold}"
 
     def arm(self, teacher: Arm, settings: TeacherSettings) -> Arm:
-        """Return how it is trained: as the teacher, but for what the settings of its network set,
-        with another initialisation.
+        """Return its arm: that of the teacher, with the settings of its network and another
+        initialisation.
 
         Raises:
-            CorrKDError: the teacher's method does not train its network, or what is set does not go
-                with the teacher's training.
+            CorrKDError: if the teacher's method does not train its network, or its settings
+                conflict with the teacher's training.
         """
         out = replace(teacher, name=self.name, start=self.name)
         if not self.network:
@@ -90,9 +89,7 @@ class Member:
 
 
 def members(settings: TeacherSettings, teacher: str = TEACHER) -> list[Member]:
-    """All that a student of that teacher is taught by: those of the teacher's network first, repeat
-    by repeat.
-    """
+    """Return the committee of a teacher by network, the teacher's first, and by repeat."""
     return [
         member
         for network, line in enumerate(settings.committee)
@@ -101,7 +98,7 @@ def members(settings: TeacherSettings, teacher: str = TEACHER) -> list[Member]:
 
 
 def line_members(line: Line, network: int = 0, teacher: str = TEACHER) -> list[Member]:
-    """The teachers of one network, repeat by repeat."""
+    """Return the members with one network, ordered by repeat."""
     folds = [None] if line.folds is None else range(line.folds)
     return [
         Member(repeat, fold, teacher, network) for repeat in range(line.repeats) for fold in folds
@@ -111,7 +108,9 @@ def line_members(line: Line, network: int = 0, teacher: str = TEACHER) -> list[M
 def rows_of(
     member: Member, experiment: Experiment, samples: Samples, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Rows that a teacher out of fold is trained on, and rows that it answers for."""
+    """Return the rows on which an out-of-fold teacher is trained, and those for which its outputs
+    are used.
+    """
     folds = experiment.settings.teacher.committee[member.network].folds
     assert folds is not None, "only teachers of folds have rows"
     purpose = ("folds", member.repeat, *([member.network] if member.network else []))
@@ -123,7 +122,7 @@ def rows_of(
 
 
 def trained_on(member: Member, experiment: Experiment, samples: Samples, seed: int) -> Samples:
-    """The training samples of one of several teachers."""
+    """Return the training samples of a member."""
     return (
         samples
         if member.fold is None
@@ -132,8 +131,8 @@ def trained_on(member: Member, experiment: Experiment, samples: Samples, seed: i
 
 
 def others_arms(teacher: Arm, settings: TeacherSettings) -> list[Arm]:
-    """Return how the first teacher of each other network is trained. Raises CorrKDError as
-    `Member.arm`.
+    """Return the arm of the first member with each of the other networks. Raises CorrKDError as
+    `Member.arm` does.
     """
     firsts = [
         member
@@ -146,22 +145,22 @@ def others_arms(teacher: Arm, settings: TeacherSettings) -> list[Arm]:
 def answers(
     experiment: Experiment, samples: Samples, seed: int, folder: Path, teacher: str = TEACHER
 ) -> TeacherOutputs:
-    """Return the outputs of the teachers in `folder` for the training split: logits of all,
-    representations of the first repeat.
+    """Return the outputs of the teachers in `folder` for the training split: the combined logits of
+    all, and the representations of the first repeat.
 
-    They are computed once and kept beside the teachers, for all students of the seed. Out of fold,
-    each scale of the representations is rotated by itself, towards that of the teacher of all
-    samples.
+    They are computed once and stored next to the teachers, for all students of the seed. For
+    out-of-fold teachers, each scale of the representations is rotated separately towards that of
+    the teacher trained on all samples.
 
     Args:
-        experiment: the seed's.
+        experiment: experiment of the seed.
         samples: its training split.
-        seed: of the folds.
-        folder: of the teachers.
+        seed: seed of the folds.
+        folder: folder of the teachers.
         teacher: name of their arm.
 
     Raises:
-        CorrKDError: a teacher, or the file of one from outside, is missing or damaged.
+        CorrKDError: if a teacher, or the file of an external one, is missing or damaged.
     """
     if (outputs := _from_outside(experiment, samples)) is not None:
         return outputs
@@ -174,11 +173,11 @@ def answers(
 
 
 def outputs_from_outside(experiment: Experiment) -> TeacherOutputs | None:
-    """Return the outputs of a teacher from outside for the training split, checked for all seeds;
-    None: teachers are trained.
+    """Return the outputs of an external teacher for the training split, checked for all seeds; None
+    if teachers are trained.
 
     Raises:
-        CorrKDError: the file is missing, damaged, of another target, or lacks training samples.
+        CorrKDError: if the file is missing, damaged, for another target or without some samples.
     """
     path = experiment.settings.teacher.outputs
     if path is not None:
@@ -197,7 +196,7 @@ def _from_outside(experiment: Experiment, samples: Samples) -> TeacherOutputs | 
 def computed_answers(
     experiment: Experiment, samples: Samples, seed: int, folder: Path, teacher: str
 ) -> TeacherOutputs:
-    """Return what `answers` does, computed by the teachers."""
+    """Compute the outputs that `answers` returns, without reading stored ones."""
     settings = experiment.settings.teacher
     first, *others = [
         list(of_repeat)
@@ -216,9 +215,7 @@ def computed_answers(
 def _dependencies(
     experiment: Experiment, samples: Samples, seed: int, folder: Path, teacher: str
 ) -> dict[str, Any]:
-    """All that the outputs of the teachers follow from. Where the data lie, on disk or in memory,
-    does not matter.
-    """
+    """Return everything that determines the outputs of the teachers (not the path of the data)."""
     settings = experiment.settings
     names = dict.fromkeys(
         [teacher, *(member.name for member in members(settings.teacher, teacher))]
@@ -241,8 +238,8 @@ def _dependencies(
 
 
 def _model(stem: Path) -> list[Any]:
-    """What a saved network is: of its card what training wrote, and the sum of its parameters as
-    they are now.
+    """Return what identifies a saved network: facts on its card from training, and the present
+    SHA-256 of its parameters.
     """
     card = read_card(stem.with_name(f"{stem.name}.json"))
     parameters = stem.with_name(f"{stem.name}.safetensors")
@@ -256,8 +253,8 @@ def _model(stem: Path) -> list[Any]:
 def _teacher_outputs(
     of_repeat: Sequence[Member], experiment: Experiment, samples: Samples, seed: int, folder: Path
 ) -> TeacherOutputs:
-    """Outputs of the teachers of a repeat; those of folds with representations in the space of the
-    teacher of all samples.
+    """Return the outputs of the teachers of a repeat. Representations of out-of-fold teachers are
+    rotated towards those of the teacher trained on all samples.
     """
     network = _network(of_repeat[0].teacher, experiment, folder)
     scales, complete = network.scales, teacher_outputs(network, samples)
@@ -282,8 +279,8 @@ def _teacher_outputs(
 def _logits(
     of_repeat: Sequence[Member], experiment: Experiment, samples: Samples, seed: int, folder: Path
 ) -> Tensor:
-    """Logits of the teachers of a repeat, those of folds each for the samples that it answers
-    for.
+    """Return the logits of the teachers of a repeat; each out-of-fold teacher contributes its
+    held-out samples.
     """
     first, *others = of_repeat
     logits = teacher_outputs(_network(first.name, experiment, folder), samples).logits
@@ -296,8 +293,8 @@ def _logits(
 
 
 def placeholder_outputs(teacher: AnyNetwork, samples: Samples) -> TeacherOutputs:
-    """Return zeros in the shapes of a teacher's outputs: with them a method can be made, and
-    refused, before anything is trained.
+    """Return zeros in the shapes of a teacher's outputs, with which a method can be created and
+    checked before any training.
     """
     representation = torch.zeros(len(samples), teacher.representation_width, device=samples.device)
     return TeacherOutputs(
@@ -306,13 +303,13 @@ def placeholder_outputs(teacher: AnyNetwork, samples: Samples) -> TeacherOutputs
 
 
 def turned_towards(target: Tensor, source: Tensor, rows: Tensor, scales: Sequence[int]) -> Tensor:
-    """Return one teacher's representations rotated towards another's, each scale by itself.
+    """Return a teacher's representations (n, D), rotated towards another's separately by scale.
 
     Args:
-        target: (n, D).
-        source: (n, D).
-        rows: of the samples from which the rotation is computed.
-        scales: widths of the parts, D together.
+        target: (n, D) representations of the other teacher.
+        source: (n, D) representations to rotate.
+        rows: indices of the samples from which the rotation is computed.
+        scales: widths of the parts, D in total.
     """
     if not source.shape[1]:
         return source
@@ -326,8 +323,8 @@ def procrustes(source: Tensor, target: Tensor) -> Tensor:
     """Return the orthogonal R that minimises ||source R - target|| (Schoenemann, Psychometrika
     1966).
 
-    Two networks have no axes in common. R brings one's representations near the other's and keeps
-    all distances and angles.
+    Two networks have no axes in common. R brings the representations of one close to those of the
+    other and preserves all distances and angles.
 
     Args:
         source: (N, D).
@@ -345,13 +342,13 @@ def _network(name: str, experiment: Experiment, folder: Path) -> AnyNetwork:
 
 
 def ensemble(logits: list[Tensor], settings: TeacherSettings, samples: Samples) -> Tensor:
-    """Return the common response of several teachers as logits, (n, ...): their mean, each
-    tempered, or with weights that are fitted on the samples and set the temperature too.
+    """Return the combined response of several teachers as logits, (n, ...): the mean of their
+    tempered responses, or a pool with fitted weights, which also determine the temperature.
 
     Args:
         logits: of each teacher, (n, ...).
         settings: `weights`, and `temperature`, by which logits are divided.
-        samples: the n that they are of.
+        samples: the n samples of the logits.
     """
     temperature = settings.temperature
     if settings.weights == "fit" and len(logits) > 1:
@@ -360,14 +357,14 @@ def ensemble(logits: list[Tensor], settings: TeacherSettings, samples: Samples) 
     tempered = torch.stack([_tempered(member, temperature, samples) for member in logits])
     if len(tempered) == 1:
         return tempered[0]
-    # A mean of responses is less sure than each of them: fitted anew.
+    # A mean of responses is less confident than each of them, so its temperature is fitted again.
     return _tempered(
         samples.target.ensemble(tempered), "fit" if temperature == "fit" else 1.0, samples
     )
 
 
 def _tempered(logits: Tensor, temperature: float | Literal["fit"], samples: Samples) -> Tensor:
-    """Logits divided by the temperature that the settings ask for; a score has none."""
+    """Return logits divided by the temperature in the settings; scores are not changed."""
     target = samples.target
     return target.temper(
         logits,

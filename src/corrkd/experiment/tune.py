@@ -1,8 +1,8 @@
-"""A search over hyper-parameters: Optuna, on the validation split alone, the same number of trials
+"""Hyper-parameter search with Optuna, on the validation split only, with the same number of trials
 for every arm.
 
-A search is a plan too: in each round every arm has one trial, trained with all seeds in the folder
-`trial-N` of the dataset's.
+A search is also a plan: each round trains one trial of every arm with all seeds, in the subfolder
+`trial-N` of the dataset's folder.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Change = dict[str, Any]
 
 @dataclass(frozen=True)
 class Range:
-    """What is tried for one key: from `low` to `high`, on a log scale where `log`."""
+    """Search range of one key: from `low` to `high`, on a log scale if `log`."""
 
     low: float
     high: float
@@ -54,22 +54,20 @@ class Range:
 
 @dataclass(frozen=True)
 class Search:
-    """What a search found: the changes with the best validation score by method, and every
-    trial.
-    """
+    """Result of a search: the changes with the best validation score by arm, and all trials."""
 
     best: dict[str, Change]
     trials: pd.DataFrame
 
 
 def space(arm: Arm) -> dict[str, Range]:
-    """Return what is searched of an arm, by dotted key: learning rate, dropout, and what its method
-    names in `search`.
+    """Return the search space of an arm, by dotted key: learning rate, dropout, and the keys in
+    `search` of its method.
 
-    A weight of 0 is not searched: the arm leaves that loss out.
+    A weight of 0 is not searched, since the arm leaves that loss out.
 
     Raises:
-        CorrKDError: the method names a key that it does not have.
+        CorrKDError: if `search` of the method names a key that the method does not have.
     """
     out = {"lr": Range(arm.training.lr / 4, arm.training.lr * 4, log=True)}
     structure = arm.network.options.model_dump()
@@ -99,22 +97,23 @@ def tune(
     jobs: int = 1,
     progress: bool | None = None,
 ) -> Search:
-    """Search each arm's hyper-parameters by the validation score by which its epoch is chosen.
+    """Search the hyper-parameters of each arm, by the validation score that selects its epoch.
 
-    The first trial of every arm is its defaults. The test split is not read. Stopped and started
-    again, it goes on. A trial that fails, as where the loss is no longer finite, has no score.
+    The first trial of every arm has the default settings. The test split is not used. An
+    interrupted search continues when called again. A failed trial, for example with a loss that is
+    not finite, has no score.
 
     Args:
-        settings: data, epochs and seeds (a trial's score is the mean over them).
-        arms: by name, with what is fixed.
+        settings: data, epochs and seeds (the score of a trial is the mean over seeds).
+        arms: by name, with settings that are fixed.
         out: folder of the search.
-        trials: of each arm.
-        jobs: trainings at once, a process each.
-        progress: whether progress is shown; default: on a terminal and in a notebook alone.
+        trials: number of trials of each arm.
+        jobs: number of trainings at once, one process each.
+        progress: whether to show progress; default: only on a terminal or in a notebook.
 
     Raises:
-        CorrKDError: for anything wrong with settings, data or the folder; where all trials of an
-            arm fail, or Optuna is not installed.
+        CorrKDError: if settings, data or the folder are invalid, all trials of an arm fail, or
+            Optuna is not installed.
     """
     evaluation = settings.evaluation.model_copy(update={"split": "valid"})
     settings = folder.with_whole_paths(
@@ -129,7 +128,7 @@ def tune(
 
 
 def carry_on(plan: Plan, out: Path, reporter: Reporter) -> Search:
-    """Do what is left of a search in its folder. Raises CorrKDError as `tune`."""
+    """Carry out the rest of a search in its folder. Raises CorrKDError as `tune` does."""
     try:
         import optuna
     except ImportError:
@@ -170,14 +169,12 @@ def carry_on(plan: Plan, out: Path, reporter: Reporter) -> Search:
 
 
 def _begin(out: Path, plan: Plan) -> None:
-    """Write the plan. Raises CorrKDError where the folder holds another search, or something
-    else.
-    """
+    """Write the plan. Raises CorrKDError if the folder contains another search or other files."""
     folder.check(out, overwrite=False, continues=True)
     remove_parts(out)
     if (out / PLAN).is_file():
         before = read_plan(out, unchanged=True)
-        # As text: two arms are equal, too, where one sets what the other leaves at its default.
+        # As text, since arms compare equal if one sets what the other leaves at its default.
         if (
             before.model_copy(update={"jobs": plan.jobs, "trials": plan.trials}).to_yaml()
             != plan.to_yaml()
@@ -190,7 +187,7 @@ def _begin(out: Path, plan: Plan) -> None:
 
 @dataclass(frozen=True)
 class _Study:
-    """The trials of one arm in their order; `optuna` keeps them in a journal."""
+    """Trials of one arm in their order, which `optuna` stores in a journal."""
 
     arm: str
     fixed: ArmSettings
@@ -199,27 +196,27 @@ class _Study:
 
     @property
     def num_finished(self) -> int:
-        """How many trials have ended."""
+        """Number of finished trials."""
         return sum(trial.state.is_finished() for trial in self.optuna.trials)
 
     def trial(self, number: int) -> Any:
-        """Trial `number`, asked anew or begun before; None where its score is there."""
+        """Return trial `number`, newly created or unfinished; None if it is finished."""
         from optuna.samplers import TPESampler
 
         if number >= len(self.optuna.trials):
-            # A sampler for each trial: what it draws does not depend on where a search was stopped.
+            # One sampler per trial, so that draws do not depend on where a search was interrupted.
             self.optuna.sampler = TPESampler(
                 seed=derived_seed(self.arm, number) % 2**32, n_startup_trials=4
             )
             trial = self.optuna.ask()
-            for key, tried in self.ranges.items() if number else ():  # the first is the defaults
+            for key, tried in self.ranges.items() if number else ():  # the first has the defaults
                 trial.suggest_float(key, tried.low, tried.high, log=tried.log)
             return trial
         trial = self.optuna.trials[number]
         return None if trial.state.is_finished() else trial
 
     def tell(self, number: int, score: float | None) -> None:
-        """Record a trial's score; None: it failed."""
+        """Record the score of a trial; None for a failed one."""
         from optuna.trial import TrialState
 
         if score is None:
@@ -228,15 +225,15 @@ class _Study:
             self.optuna.tell(number, score)
 
     def rows(self, trials: int) -> list[dict[str, Any]]:
-        """A row for each trial."""
+        """Return a row for each of the first `trials` trials."""
         return [
             {"method": self.arm, "trial": t.number, "score": t.value, "changes": _line(t.params)}
             for t in self.optuna.trials[:trials]
         ]
 
     def best(self, trials: int) -> Change:
-        """The changes of the trial with the highest score. Raises CorrKDError where all have
-        failed.
+        """Return the changes of the trial with the highest score. Raises CorrKDError if all trials
+        have failed.
         """
         scored = [t for t in self.optuna.trials[:trials] if t.value is not None]
         if not scored:
@@ -261,9 +258,7 @@ def _study(dataset: Path, arm: Arm, fixed: ArmSettings) -> _Study:
 def _train_teachers(
     dataset_plan: DatasetPlan, dataset: Path, experiment: Experiment, jobs: int, reporter: Reporter
 ) -> None:
-    """Train the teachers of all seeds, where an arm needs them. Raises CorrKDError where one
-    fails.
-    """
+    """Train the teachers that the arms need, with all seeds. Raises CorrKDError if one fails."""
     teachers = teachers_of(arms_of(dataset_plan), dataset_plan.settings)
     if not teachers:
         return
@@ -327,7 +322,7 @@ def _round(
 
 
 def nested(params: Mapping[str, Any]) -> Change:
-    """{"method.kl.weight": 1} -> {"method": {"kl": {"weight": 1}}}."""
+    """Return {"method": {"kl": {"weight": 1.0}}} for {"method.kl.weight": 1}, to four digits."""
     out: Change = {}
     for key, value in params.items():
         branch = out
@@ -349,7 +344,7 @@ def _line(params: Mapping[str, float]) -> str:
 
 
 def table_text(search: Search) -> str:
-    """Defaults and best score of each method, as plain text."""
+    """Return a plain-text table with the score of the defaults and the best score of each arm."""
     lines = [f"{'arm':<20}{'defaults':>10}{'best':>10}  changes"]
     for method, rows in search.trials.groupby("method", sort=False):
         best = rows.sort_values("score", ascending=False, kind="stable").to_dict("records")[0]
@@ -361,5 +356,5 @@ def table_text(search: Search) -> str:
 
 
 def named(names: Sequence[str]) -> dict[str, ArmSettings]:
-    """Arms with nothing changed."""
+    """Return arms without changes, by name."""
     return {name: ArmSettings() for name in names}
