@@ -1,5 +1,5 @@
-"""What every network is: built from widths and lengths by modality, it makes of N samples a
-representation and logits.
+"""Base classes of the networks. A network is built from feature widths and numbers of frames by
+modality, and computes a representation and logits of N samples.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from corrkd.networks.encoder import AttentionLayer, Dropout
 from corrkd.targets.base import Target
 
 S = TypeVar("S", bound=BaseModel)
-ALWAYS_FREE = 1 << 28  # bytes for which nobody asks how much is free
+ALWAYS_FREE = 1 << 28  # bytes that may be used without checking the free memory
 
 
 class Output(NamedTuple):
-    """What a network says of N samples.
+    """Output of a network for N samples.
 
     Attributes:
-        representation: H, (N, D); for CorrKD D = M x width with M modalities.
+        representation: H, (N, D); in CorrKD, D = M x width for M modalities.
         logits: (N, K) for classes, (N, Q, 2) for yes/no questions, (N, 1) for a score.
     """
 
@@ -36,31 +36,29 @@ class Output(NamedTuple):
 
 
 class Network(nn.Module, Generic[S]):
-    """A pure function of parameters and inputs. A subclass makes its modules in `build` and answers
-    in `forward`.
+    """Base class of the networks. The output is a function of parameters and inputs alone. A
+    subclass creates its modules in `build` and computes its output in `forward`.
 
     Args:
-        widths: d_m by modality; their order is kept.
-        frames: the most frames T_m by modality.
-        target: what is predicted; it says how wide the last layer is, and which shape its outputs
-            have.
+        widths: d_m by modality; the order is kept.
+        frames: largest number of frames T_m by modality.
+        target: what is predicted; determines the width of the last layer and the logits' shape.
         settings: the structure; default: that of `settings_type`.
 
     Attributes:
-        name: that of the entry point, by which a saved model finds its class; a subclass of another
+        name: name of the entry point, by which a saved model finds its class; a subclass of another
             network needs a new one.
-        settings_type: of `settings`, a subclass of `corrkd.settings.Strict`, which refuses unknown
-            keys.
-        modality_wise: `encode` and `classify` are as `corrkd.networks.together.ModalityWise` says,
-            so that an evaluation encodes each modality once for many conditions.
-        stackable: a pure function of parameters and inputs, without sizes that follow from values
-            and without random numbers except from `corrkd.networks.encoder.Dropout`, so that
-            several can be trained at once (`corrkd.training.stacked`).
-        reads_tokens: the frames of a modality have to be ids of tokens (`data.tokens`,
-            `MultimodalDataset.tokens`), which other networks refuse. They have no gradients, so
-            that predictions cannot be explained.
-        reads_conversations: a sample is read in the context of its conversation: a batch holds
-            entire conversations, and `in_context` gets their order and speakers.
+        settings_type: class of `settings`, a subclass of `corrkd.settings.Strict`, which refuses
+            unknown keys.
+        modality_wise: whether it is a `corrkd.networks.together.ModalityWise`, so that an
+            evaluation encodes each modality once for many conditions.
+        stackable: whether several can be trained at once (`corrkd.training.stacked`): no size
+            depends on values, and random numbers come from `corrkd.networks.encoder.Dropout` alone.
+        reads_tokens: whether the frames of a modality must be token ids (`data.tokens`,
+            `MultimodalDataset.tokens`), which other networks refuse. Ids have no gradients, so
+            predictions cannot be explained.
+        reads_conversations: whether samples are read in the context of their conversation: a batch
+            contains entire conversations, and `in_context` receives their order and speakers.
     """
 
     name: ClassVar[str]
@@ -86,19 +84,19 @@ class Network(nn.Module, Generic[S]):
         self.build(dict(widths), dict(frames))
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
-        """Makes the modules; everything else is set.
+        """Create the modules. All other attributes are already set.
 
-        Called on torch's meta device as well, where tensors have no values, when a model is loaded.
+        When a model is loaded, also called on torch's meta device, where tensors have no values.
         """
         raise NotImplementedError
 
     def forward(self, inputs: Inputs) -> Output:
-        """All modalities at once."""
+        """Return the representation and the logits, computed from all modalities at once."""
         raise NotImplementedError
 
     def in_context(self, inputs: Inputs, context: Context) -> Output:
-        """`forward` of samples with their position in the data; only a network that reads
-        conversations uses it.
+        """Return the output of `forward` for samples with their context. Only networks that read
+        conversations use it.
         """
         out: Output = self(inputs)
         return out
@@ -106,15 +104,15 @@ class Network(nn.Module, Generic[S]):
     def check_memory(
         self, frames: Mapping[str, int], samples: int, *, training: bool = False
     ) -> None:
-        """Refuse frames whose attention maps do not fit into memory.
+        """Check that the attention maps fit into memory.
 
         Args:
-            frames: the most by modality.
-            samples: that go through the network at once.
+            frames: largest number of frames by modality.
+            samples: number of samples that pass through the network at once.
             training: whether maps are kept for the backward pass.
 
         Raises:
-            CorrKDError: a line with the number of frames and the largest that fits.
+            CorrKDError: if they do not fit, with the number of frames and the largest that fits.
         """
         heads = [layer.heads for layer in self.modules() if isinstance(layer, AttentionLayer)]
         heads += [
@@ -123,8 +121,8 @@ class Network(nn.Module, Generic[S]):
         if not heads:
             return
         modality, longest = max(frames.items(), key=lambda item: item[1])
-        # Bytes for each pair of frames: products, softmax and its dropout of a modality's layers;
-        # or two maps of one layer.
+        # Bytes per pair of frames. In training: products, softmax and its dropout of a modality's
+        # layers; else two maps of one layer.
         unit = (
             4 * samples * (3 * math.ceil(sum(heads) / len(frames)) if training else 2 * max(heads))
         )
@@ -143,8 +141,8 @@ class Network(nn.Module, Generic[S]):
 
     @property
     def representation_width(self) -> int:
-        """Width D of the representation, which distillation compares: that of its parts together; a
-        network without parts defines it.
+        """Width D of the representation, which distillation compares: the sum of `parts`. A network
+        without parts overrides it.
         """
         if self.parts is None:
             raise NotImplementedError
@@ -152,8 +150,8 @@ class Network(nn.Module, Generic[S]):
 
     @property
     def parts(self) -> Mapping[str, int] | None:
-        """Width of each modality's part of the representation, in the order in which it holds them,
-        each of its own modality alone.
+        """Width of each modality's part of the representation, in the order of the representation.
+        Each part depends on its modality alone.
 
         None: the representation has no such parts.
         """
@@ -161,35 +159,35 @@ class Network(nn.Module, Generic[S]):
 
     @property
     def scales(self) -> tuple[int, ...]:
-        """Widths of the representations that lie side by side in `representation`, each to be
-        compared by itself; by default one.
+        """Widths of the representations that lie side by side in `representation` and are compared
+        separately; by default one.
         """
         return (self.representation_width,)
 
     def set_fill(self, means: Mapping[str, Sequence[float] | Tensor]) -> None:
-        """Takes the mean frame of each modality in training, (d_m,). Here: nothing is filled with
-        it.
+        """Set the fill of missing frames to the mean frame of each modality in training, (d_m,). By
+        default, do nothing.
         """
 
     def longest(self, frames: Mapping[str, int]) -> dict[str, int]:
-        """Most frames that can be read, by modality, of a network built for `frames`; a modality
-        without a bound is left out.
+        """Return the largest number of frames, by modality, that a network built for `frames` can
+        read. A modality without a bound is left out.
         """
         return {}
 
 
 class SideBySide(Network[S]):
-    """A network whose representation is one vector per modality side by side, each of its modality
-    alone, with layers on top.
+    """Base class of networks with one vector per modality, computed from that modality alone, and a
+    classifier on the vectors side by side, which are the representation.
 
-    A subclass makes its modules in `build`, `make_classifier` last, and defines `encode`. Its
-    settings have `width`, `classifier` and `dropout`.
+    A subclass creates its modules in `build`, calls `make_classifier` last, and defines `encode`.
+    Its settings have `width`, `classifier` and `dropout`.
     """
 
     modality_wise = True
 
     def make_classifier(self) -> None:
-        """Make the layers on top."""
+        """Create the classifier."""
         settings: Any = self.settings
         self.dropout = Dropout(settings.dropout)
         self.classifier = fully_connected(
@@ -199,23 +197,23 @@ class SideBySide(Network[S]):
 
     @property
     def parts(self) -> dict[str, int]:
-        """The representation is the modalities' vectors side by side."""
+        """Width of each modality's vector, in the order of the representation."""
         settings: Any = self.settings
         return dict.fromkeys(self.modalities, settings.width)
 
     def forward(self, inputs: Inputs) -> Output:
-        """All modalities at once: the representation is (N, M x width)."""
+        """Return the representation, (N, M x width), and the logits."""
         representation = torch.cat([self.encode(m, inputs) for m in self.modalities], 1)
         return Output(representation, self.classify(representation))
 
     def encode(self, modality: str, inputs: Inputs) -> Tensor:
-        """Return the modality's vector, (N, width). It depends on no other, so an evaluation
-        computes it once for many subsets.
+        """Return the modality's vector, (N, width). It depends on no other modality, so an
+        evaluation computes it once for many subsets.
         """
         raise NotImplementedError
 
     def classify(self, representation: Tensor) -> Tensor:
-        """(N, M x width) -> logits in the target's shape."""
+        """Return the logits of representations (N, M x width), in the target's shape."""
         return self.target.shape_logits(self.classifier(self.dropout(representation)))
 
 
@@ -223,7 +221,7 @@ AnyNetwork = Network[Any]
 
 
 def fully_connected(widths: Sequence[int], dropout: float) -> nn.Sequential:
-    """Linear layers of those widths, with ReLU and dropout between."""
+    """Return linear layers between the given widths, with ReLU and dropout between the layers."""
     layers: list[nn.Module] = []
     for index in range(len(widths) - 1):
         if index:

@@ -1,8 +1,8 @@
-"""A BERT in front of any other network: it reads the ids of words, frozen or trained along (Devlin
-et al., NAACL 2019).
+"""BERT in front of any other network, to read token ids; frozen, or trained with the network
+(Devlin et al., NAACL 2019).
 
-Missing words become [UNK], as in LNLN (Zhang et al., NeurIPS 2024) and TFR-Net (Yuan et al., ACM MM
-2021) before it. Unlike theirs, [CLS] and [SEP] may go missing as well, and the network behind
+Missing words become [UNK], as in LNLN (Zhang et al., NeurIPS 2024) and before it in TFR-Net (Yuan
+et al., ACM MM 2021). Unlike theirs, [CLS] and [SEP] may go missing as well, and the inner network
 sees which words did.
 """
 
@@ -25,13 +25,13 @@ from corrkd.networks.encoder import Dropout
 from corrkd.networks.registry import network_class
 from corrkd.settings import Depth, Strict, Width, first_line
 
-INNER = "corrkd"  # the network behind, where none is named
+INNER = "corrkd"  # default inner network
 TokenId = Annotated[int, Field(ge=0, lt=int(TOKEN_SCALE))]
 
 
 class BertShape(Strict):
-    """What a BERT is built from without its files; taken from them when it is first built, and kept
-    on a saved model's card.
+    """Shape of a BERT, enough to build it without its files. Taken from the files when it is first
+    built, and stored on a saved model's card.
     """
 
     vocabulary: Annotated[int, Field(ge=1, le=int(TOKEN_SCALE))] = Field(
@@ -56,7 +56,7 @@ class BertShape(Strict):
 
 
 class LanguageEncoderSettings(Strict):
-    """Which BERT, and whether it is trained."""
+    """Settings of the language encoder: which BERT, and whether it is trained."""
 
     model: str = Field(
         description="a folder in Hugging Face's layout with model and tokenizer, or a name on "
@@ -72,7 +72,7 @@ class LanguageEncoderSettings(Strict):
 
 
 class BertSettings(Strict):
-    """A language encoder, and the network behind it."""
+    """Settings of the language encoder and of the inner network."""
 
     language_encoder: LanguageEncoderSettings
     modality: str = Field("language", description="whose frames are ids of tokens (`data.tokens`)")
@@ -84,13 +84,13 @@ class BertSettings(Strict):
 
     @property
     def fill(self) -> str | None:
-        """What stands for a missing frame in the network behind, where it has a choice."""
+        """Fill of missing frames in the inner network; None if it has no such setting."""
         return self.network.get("fill")
 
     @field_validator("network", mode="before")
     @classmethod
     def _complete(cls, tree: Any) -> dict[str, Any]:
-        """The network's name and all of its settings."""
+        """Return the name and all settings of the inner network."""
         tree = {"name": tree} if isinstance(tree, str) else tree
         if not isinstance(tree, Mapping) or not isinstance(tree.get("name", INNER), str):
             raise ValueError("expected a name, or {name: ..., and settings}")
@@ -108,12 +108,12 @@ class BertSettings(Strict):
 
 
 class BertNetwork(Network[BertSettings]):
-    """The states of a BERT in the place of the words' ids, then the network behind, whose outputs
-    and parts are its own.
+    """BERT, followed by an inner network that reads BERT's states instead of token ids and returns
+    the output.
 
-    Frames of the modality are ids divided by TOKEN_SCALE, as `corrkd.data.normalise` leaves them. A
-    missing word is [UNK] to BERT, and so is a number that is no id (as under the condition noise);
-    padding is not attended to. The network behind sees the states of visible words.
+    Frames of the modality are ids divided by TOKEN_SCALE, as `corrkd.data.normalise` leaves them.
+    BERT reads [UNK] for a missing word and for a number that is not an id (as under the condition
+    noise); it does not attend to padding. The inner network sees the states of visible words.
     """
 
     name = "bert"
@@ -121,11 +121,11 @@ class BertNetwork(Network[BertSettings]):
     settings_type = BertSettings
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
-        """The modules.
+        """Create the modules.
 
         Raises:
-            CorrKDError: the modality does not hold ids, has more of them than BERT has positions,
-                or the model cannot be loaded.
+            CorrKDError: if the modality has no token ids, a sample has more of them than BERT has
+                positions, or the model cannot be loaded.
         """
         encoder, modality = self.settings.language_encoder, self.settings.modality
         if widths.get(modality) != 1:
@@ -142,10 +142,10 @@ class BertNetwork(Network[BertSettings]):
                 f"{encoder.model} reads {shape.positions}"
             )
         self.shape = shape
-        # So that a saved model is built again without the files.
+        # So that a saved model can be rebuilt without the files.
         resolved = encoder.model_copy(update={"shape": shape})
         self.settings = self.settings.model_copy(update={"language_encoder": resolved})
-        # First, so that it begins as it does without a BERT before it.
+        # Before BERT, so that its initialisation is the same as without BERT.
         kind = network_class(self.settings.network["name"])
         options = {key: value for key, value in self.settings.network.items() if key != "name"}
         settings = kind.settings_type.model_validate(options)
@@ -161,43 +161,43 @@ class BertNetwork(Network[BertSettings]):
 
     @property
     def representation_width(self) -> int:
-        """Of the network behind."""
+        """Width D of the inner network's representation."""
         return self.inner.representation_width
 
     @property
     def parts(self) -> Mapping[str, int] | None:
-        """Of the network behind."""
+        """Parts of the inner network's representation."""
         return self.inner.parts
 
     def train(self, mode: bool = True) -> BertNetwork:
-        """Set the mode; a frozen BERT stays in eval mode."""
+        """Set the mode; a frozen BERT stays in evaluation mode."""
         super().train(mode)
         self.bert.train(mode and self.settings.language_encoder.trained)
         return self
 
     def forward(self, inputs: Inputs) -> Output:
-        """The output of the network behind."""
+        """Return the output of the inner network."""
         output: Output = self.inner(self.embed(inputs))
         return output
 
     def in_context(self, inputs: Inputs, context: Context) -> Output:
-        """The output of the network behind, in context."""
+        """Return the output of the inner network in context."""
         return self.inner.in_context(self.embed(inputs), context)
 
     def encode(self, modality: str, inputs: Inputs) -> Tensor:
-        """The modality's part of the representation, where the network behind is modality-wise."""
+        """Return the modality's part of the representation (modality-wise inner network only)."""
         encoded: Tensor = self.inner.encode(  # type: ignore[operator]
             modality, self.embed(inputs) if modality == self.settings.modality else inputs
         )
         return encoded
 
     def classify(self, representation: Tensor) -> Tensor:
-        """Logits, where the network behind is modality-wise."""
+        """Return the logits of a representation (modality-wise inner network only)."""
         logits: Tensor = self.inner.classify(representation)  # type: ignore[operator]
         return logits
 
     def embed(self, inputs: Inputs) -> Inputs:
-        """The inputs with BERT's states, (N, T, width), as the frames of the modality."""
+        """Return the inputs with BERT's states, (N, T, width), as the frames of the modality."""
         modality = self.settings.modality
         frames, exists, visible = inputs.of(modality)
         ids = self.token_ids(frames[..., 0], exists, visible)
@@ -205,8 +205,8 @@ class BertNetwork(Network[BertSettings]):
         count = ids.shape[0]
         if (
             count == 0
-            # one of several processes may have no sample, which BERT refuses: it reads one of
-            # padding, of which nothing is kept
+            # one of several processes may have no samples, which BERT refuses: it reads a sample of
+            # padding, which is cut off again
         ):
             ids, mask = (
                 ids.new_full((1, ids.shape[1]), self.shape.padding),
@@ -219,8 +219,8 @@ class BertNetwork(Network[BertSettings]):
         return inputs._replace(frames={**inputs.frames, modality: states.to(frames.dtype)})
 
     def token_ids(self, numbers: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
-        """Ids of tokens from numbers (N, T) divided by TOKEN_SCALE: [UNK] where no valid id is
-        visible, [PAD] in the padding.
+        """Return token ids from numbers (N, T), which are ids divided by TOKEN_SCALE: [UNK] where
+        no valid id is visible, [PAD] in the padding.
         """
         numbers = torch.where(visible, numbers, -1.0) * TOKEN_SCALE
         valid = (numbers == numbers.round()) & (numbers >= 0) & (numbers < self.shape.vocabulary)
@@ -228,13 +228,13 @@ class BertNetwork(Network[BertSettings]):
         return torch.where(exists, ids, self.shape.padding)
 
     def set_fill(self, means: Mapping[str, Sequence[float] | Tensor]) -> None:
-        """The mean frames of the other modalities; of ids there is none, so that zeros stand for a
-        missing state.
+        """Set the fill of the other modalities to their mean frames. Token ids have no mean, so
+        missing states are filled with zeros.
         """
         self.inner.set_fill({**means, self.settings.modality: torch.zeros(self.shape.width)})
 
     def longest(self, frames: Mapping[str, int]) -> dict[str, int]:
-        """No more tokens than BERT has positions; otherwise as the network behind."""
+        """Return the inner network's bounds, with BERT's positions as a bound on the tokens."""
         bounds = self.inner.longest(frames)
         modality = self.settings.modality
         return {
@@ -244,10 +244,10 @@ class BertNetwork(Network[BertSettings]):
 
 
 def make_bert(shape: BertShape, dropout: float) -> nn.Module:
-    """Return an untrained BERT of that shape, without pooler, whose dropout is the package's.
+    """Return an untrained BERT of the given shape, without pooler, with this package's dropout.
 
     Raises:
-        CorrKDError: transformers is not installed, or heads do not divide the width.
+        CorrKDError: if transformers is not installed, or `heads` does not divide `width`.
     """
     transformers = transformers_library()
     if shape.width % shape.heads:
@@ -266,8 +266,8 @@ def make_bert(shape: BertShape, dropout: float) -> nn.Module:
         hidden_act=shape.activation,
         pad_token_id=shape.padding,
         hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=0.0,  # its draws would be torch's own
-        attn_implementation="eager",  # finite where nothing may be attended to
+        attention_probs_dropout_prob=0.0,  # it would draw from torch's generator
+        attn_implementation="eager",  # finite if nothing can be attended to
     )
     bert: nn.Module = transformers.BertModel(config, add_pooling_layer=False)
     for module in list(bert.modules()):
@@ -278,12 +278,12 @@ def make_bert(shape: BertShape, dropout: float) -> nn.Module:
 
 
 def pretrained_bert(model: str) -> tuple[BertShape, dict[str, Tensor]]:
-    """Return shape and parameters of a BERT in a folder or on Hugging Face's hub. No code of the
-    model's is run.
+    """Return the shape and parameters of a BERT in a folder or on Hugging Face's hub. No code of
+    the model is run.
 
     Raises:
-        CorrKDError: transformers is not installed, the model cannot be read, is no BERT, or its
-            tokenizer has no unknown token.
+        CorrKDError: if transformers is not installed, the model cannot be read or is not a BERT, or
+            its tokenizer has no unknown token.
     """
     transformers = transformers_library()
     where = f"language encoder {model}"

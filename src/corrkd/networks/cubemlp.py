@@ -19,13 +19,13 @@ from corrkd.networks.recurrent import FrameLSTM
 from corrkd.settings import Width
 
 Shape = tuple[Width, Width, Width]
-MIN_NORMED = 3  # sizes up to this are not normed
+MIN_NORMED = 3  # axes up to this size have no layer norm
 READ_OUT = 128  # a wider cube is read through a hidden layer of this width
 
 
 class CubeMLPSettings(BaseModel):
-    """CubeMLP's structure. The original's blocks on sequences of 50 or more frames with 128
-    channels, scaled down to short sequences.
+    """Structure of CubeMLP. The original's blocks are for sequences of 50 or more frames with 128
+    channels; here they are scaled down to short sequences.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -45,11 +45,11 @@ class CubeMLPSettings(BaseModel):
 
 
 class CubeMLPNetwork(Network[CubeMLPSettings]):
-    """An LSTM per modality brings its frames to D channels; the cube (L, M, D) goes through the
-    blocks and is read flat.
+    """An LSTM per modality maps its frames to D channels; the cube (L, M, D) passes through the
+    blocks and is flattened.
 
-    L is the longest T_m: shorter sequences end in zeros, as the original pads them; longer ones
-    than in training are cut.
+    L is the largest T_m. Shorter sequences end in zeros, as in the original; sequences longer than
+    in training are cut.
     """
 
     name = "cubemlp"
@@ -57,7 +57,7 @@ class CubeMLPNetwork(Network[CubeMLPSettings]):
     settings_type = CubeMLPSettings
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
-        """The modules."""
+        """Create the modules."""
         settings = self.settings
         self.length = max(frames.values())
         self.encoders = nn.ModuleList(
@@ -83,13 +83,13 @@ class CubeMLPNetwork(Network[CubeMLPSettings]):
         return self.flat
 
     def forward(self, inputs: Inputs) -> Output:
-        """The mixed cube, flat, and logits."""
+        """Return the flattened mixed cube and the logits."""
         representation = self.blocks(self.cube(inputs)).flatten(1)
         logits: Tensor = self.classifier(self.dropout(representation))
         return Output(representation, self.target.shape_logits(logits))
 
     def cube(self, inputs: Inputs) -> Tensor:
-        """The modalities side by side, (N, L, M, D); zero in the padding."""
+        """Return the states of the modalities side by side, (N, L, M, D), zero in the padding."""
         parts = []
         for m, encoder, norm in zip(self.modalities, self.encoders, self.norms, strict=True):
             states = self.dropout(torch.relu(norm(encoder(*inputs.of(m)))))
@@ -99,9 +99,7 @@ class CubeMLPNetwork(Network[CubeMLPSettings]):
 
 
 class CubeMLPBlock(nn.Module):
-    """Three units in turn: along the sequence, the modalities and the channels of a cube (N, L, M,
-    D).
-    """
+    """Three mixing units in turn: along the sequence, modalities and channels of (N, L, M, D)."""
 
     def __init__(self, shape: Shape, hidden: Shape, out: Shape, dropout: float) -> None:
         super().__init__()
@@ -111,20 +109,19 @@ class CubeMLPBlock(nn.Module):
         )
 
     def forward(self, cube: Tensor) -> Tensor:
-        """(N, L, M, D) -> (N, L', M', D')."""
+        """Return the mixed cube: (N, L, M, D) -> (N, L', M', D')."""
         mixed: Tensor = self.channel(self.modality(self.sequence(cube)))
         return mixed
 
 
 class MixingUnit(nn.Module):
-    """A layer norm along one axis, two affine maps with GELU between, and a shortcut around all of
-    it.
+    """A layer norm along one axis, two affine maps with GELU between, and a shortcut around all.
 
     Args:
-        axis: of (N, L, M, D) that is mixed: 1, 2 or 3.
-        size, hidden, out: that axis before, between and after the maps. The shortcut is a linear
-            map where `out` differs from `size`.
-        dropout: after the second map.
+        axis: axis of (N, L, M, D) that is mixed: 1, 2 or 3.
+        size, hidden, out: size of that axis before, between and after the maps. The shortcut is a
+            linear map if `out` differs from `size`.
+        dropout: dropout probability after the second map.
     """
 
     def __init__(self, axis: int, size: int, hidden: int, out: int, dropout: float) -> None:
@@ -133,17 +130,17 @@ class MixingUnit(nn.Module):
         self.first = nn.Linear(size, hidden)
         self.second = nn.Linear(hidden, out)
         self.shortcut = nn.Identity() if size == out else nn.Linear(size, out, bias=False)
-        # A norm over so few numbers leaves hardly more than their order.
+        # Over so few numbers, a norm leaves little more than their order.
         self.norm = nn.LayerNorm(size) if size > MIN_NORMED else nn.Identity()
         self.dropout = Dropout(dropout)
 
     def forward(self, cube: Tensor) -> Tensor:
-        """The cube with its axis mixed; the other two are untouched."""
+        """Return the cube with its axis mixed. The other two axes are untouched."""
         x = cube.movedim(self.axis, -1)
         mixed: Tensor = self.shortcut(x) + self.dropout(self.mix(self.norm(x)))
         return mixed.movedim(-1, self.axis)
 
     def mix(self, x: Tensor) -> Tensor:
-        """W2 gelu(W1 x + b1) + b2 along the last axis."""
+        """Return W2 gelu(W1 x + b1) + b2 along the last axis."""
         mixed: Tensor = self.second(gelu(self.first(x)))
         return mixed

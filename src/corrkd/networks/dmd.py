@@ -1,5 +1,5 @@
-"""DMD's network (Li et al., CVPR 2023): each modality split into what all share and what it alone
-has, and a graph over each part.
+"""DMD's network (Li et al., CVPR 2023): each modality split into a part that all share and a
+private part, and a distillation graph over each kind of part.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from corrkd.networks.encoder import (
 )
 from corrkd.settings import NetworkSettings
 
-OUT_OF_REACH = -1e4  # finite, so that a row with nothing to attend to stays finite
+OUT_OF_REACH = -1e4  # finite, so that the softmax is finite if all keys are masked
 
 
 class DMDSettings(BaseModel):
-    """Structure and loss weights.
+    """Structure and loss weights of DMD.
 
     The original's on MOSI: width 50 with 10 heads, 4 attention levels, kernel 5, graph width 64
     over the shared parts and 32 over the private ones, lambda_1 = 0.1, lambda_2 = 0.05, gamma =
     0.1, energies scaled by 1/8, heterogeneous representations 10. Width and levels are smaller
-    here, for sets of some thousand samples, and both graphs have one width.
+    here, for datasets of a few thousand samples, and both graphs have the same width.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -81,15 +81,15 @@ class DMDSettings(BaseModel):
 
 
 class Decoupled(NamedTuple):
-    """A modality's frames, (N, T, width) each, and which of them are visible, (N, T).
+    """Decoupled frames of a modality, (N, T, width) each, and which of them are visible, (N, T).
 
     Attributes:
         embedded: after the first convolution.
         shared: modality-irrelevant part.
         private: modality-exclusive part.
-        decoded: `embedded` again, from both parts.
+        decoded: reconstruction of `embedded` from both parts.
         recovered: the private part of `decoded`.
-        seen: booleans.
+        seen: booleans: which frames are visible.
     """
 
     embedded: Tensor
@@ -105,9 +105,8 @@ class Graph(NamedTuple):
 
     Attributes:
         vectors: (N, M, D) representations.
-        logits: (N, M, O) of each modality by itself.
-        edges: (N, M, M) weight of the edge from the second to the third axis' modality; 0 on the
-            diagonal.
+        logits: (N, M, O), predicted from each representation.
+        edges: (N, M, M) weights: [:, a, b] of the edge from modality a to b; 0 on the diagonal.
     """
 
     vectors: Tensor
@@ -116,11 +115,11 @@ class Graph(NamedTuple):
 
 
 class Details(NamedTuple):
-    """All that the loss terms look at.
+    """All inputs of the loss terms.
 
     Attributes:
         output: representation and logits.
-        parts: by modality.
+        parts: decoupled frames by modality.
         shared, private: the homogeneous and the heterogeneous graph.
         seen: (N, M) booleans: a frame of the modality is visible.
     """
@@ -133,14 +132,18 @@ class Details(NamedTuple):
 
 
 class DMDNetwork(Network[DMDSettings]):
-    """Decoupling, the two graphs, and a classifier of both parts."""
+    """Decoupling, the two graphs, and a classifier of both parts.
+
+    Raises:
+        CorrKDError: if there is only one modality.
+    """
 
     name = "dmd"
     stackable = True
     settings_type = DMDSettings
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
-        """The modules."""
+        """Create the modules."""
         settings = self.settings
         if len(self.modalities) < 2:
             raise CorrKDError(
@@ -166,16 +169,16 @@ class DMDNetwork(Network[DMDSettings]):
 
     @property
     def representation_width(self) -> int:
-        """Fused shared parts, and each modality's reinforced private part."""
+        """Width of the fused shared parts and of each modality's reinforced private part."""
         count = len(self.modalities)
         return self.settings.width * (1 + count * (count - 1))
 
     def forward(self, inputs: Inputs) -> Output:
-        """Representation (N, `representation_width`) and logits."""
+        """Return the representation, (N, `representation_width`), and the logits."""
         return self.details(inputs).output
 
     def details(self, inputs: Inputs) -> Details:
-        """The output with all it was made of."""
+        """Return the output together with all other inputs of the loss terms."""
         parts = {
             m: decouple(inputs.frames[m], inputs.visible[m], self.shared_encoder)
             for m, decouple in zip(self.modalities, self.decouplers, strict=True)
@@ -197,19 +200,19 @@ class DMDNetwork(Network[DMDSettings]):
         )
 
     def fuse(self, shared: Tensor, seen: Tensor) -> Tensor:
-        """The shared parts of the visible modalities, having attended to each other, gated and
-        averaged: (N, M, D) -> (N, D).
+        """Fuse the shared parts of the visible modalities by self-attention, a gate and the mean:
+        (N, M, D) and (N, M) -> (N, D).
         """
         mixed = self.shared_attention(shared, reach(seen))
         return pool(torch.sigmoid(self.gate(mixed)) * mixed, seen)
 
     def classify(self, representation: Tensor) -> Tensor:
-        """Logits of the representation."""
+        """Return the logits of a representation."""
         return self.target.shape_logits(self.classifier(self.dropout(representation)))
 
 
 class Decoupler(nn.Module):
-    """What belongs to one modality: its first convolution, its private encoder and its decoder."""
+    """Layers of one modality: its first convolution, its private encoder and its decoder."""
 
     def __init__(self, inputs: int, width: int, kernel: int) -> None:
         super().__init__()
@@ -218,7 +221,7 @@ class Decoupler(nn.Module):
         self.decoder = TemporalConvolution(2 * width, width, 1)
 
     def forward(self, frames: Tensor, seen: Tensor, shared_encoder: nn.Module) -> Decoupled:
-        """(N, T, d_m), what may be seen of it (N, T), and the encoder that all modalities share."""
+        """Decouple frames (N, T, d_m), visible where `seen`, by the shared and private encoders."""
         embedded = self.embed(frames.masked_fill(~seen[..., None], 0.0))
         shared, private = shared_encoder(embedded), self.private_encoder(embedded)
         decoded = self.decoder(torch.cat([shared, private], -1))
@@ -226,8 +229,8 @@ class Decoupler(nn.Module):
 
 
 class Reinforcement(nn.Module):
-    """A modality's private part looks at each other one's; what it found is put side by side and
-    pooled (Tsai et al., 2019).
+    """Attention of a modality's private part to that of each other modality; the results are put
+    side by side and pooled (Tsai et al., 2019).
     """
 
     def __init__(self, others: int, settings: DMDSettings) -> None:
@@ -237,7 +240,7 @@ class Reinforcement(nn.Module):
         self.memory = EncoderLayer(_layer(others * settings.width, settings))
 
     def forward(self, target: Decoupled, others: list[Decoupled]) -> Tensor:
-        """-> (N, others x width); zeros where the modality itself is not seen."""
+        """Return the reinforced part, (N, others x width); zeros if the modality is not visible."""
         queries = placed(target.private)
         attended = [
             look(queries, placed(other.private), other.seen)
@@ -247,22 +250,22 @@ class Reinforcement(nn.Module):
 
 
 class CrossmodalTransformer(nn.Module):
-    """From one modality to another: `levels` times crossmodal attention, to the same keys."""
+    """`levels` layers of crossmodal attention, all to the same keys."""
 
     def __init__(self, settings: DMDSettings) -> None:
         super().__init__()
         self.layers = nn.ModuleList(CrossmodalAttention(settings) for _ in range(settings.levels))
 
     def forward(self, hidden: Tensor, keys: Tensor, seen: Tensor) -> Tensor:
-        """(N, T, d), (N, T', d) and which keys may be seen (N, T') -> (N, T, d)."""
+        """Return the new states: (N, T, d), keys (N, T', d), visible keys (N, T') -> (N, T, d)."""
         for layer in self.layers:
             hidden = layer(hidden, keys, seen)
         return hidden
 
 
 class CrossmodalAttention(AttentionLayer):
-    """Queries of one modality, keys and values of another; then a feed-forward block. Pre-norm,
-    with residuals.
+    """Attention with queries of one modality, keys and values of another; then a feed-forward
+    block. Pre-norm, with residuals.
     """
 
     def __init__(self, settings: DMDSettings) -> None:
@@ -280,8 +283,8 @@ class CrossmodalAttention(AttentionLayer):
         self.dropout = Dropout(settings.dropout)
 
     def forward(self, hidden: Tensor, keys: Tensor, seen: Tensor) -> Tensor:
-        """(N, T, d), (N, T', d) and which keys may be seen (N, T') -> (N, T, d). Where none may,
-        nothing is added.
+        """Return the new states: (N, T, d), keys (N, T', d), visible keys (N, T') -> (N, T, d).
+        Without visible keys, the attention adds nothing.
         """
         attended = self.attend(self.norm_query(hidden), self.norm_key(keys), seen)
         hidden = hidden + self.dropout(attended) * seen.any(1)[:, None, None]
@@ -289,7 +292,7 @@ class CrossmodalAttention(AttentionLayer):
         return hidden + self.dropout(self.contract(self.dropout(wide)))
 
     def attend(self, hidden: Tensor, keys: Tensor, seen: Tensor) -> Tensor:
-        """Multi-head attention. Shapes as above."""
+        """Return the result of multi-head attention. Shapes as for `forward`."""
         query = self.query(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         key, value = self.key_value(keys).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         bias = reach(seen).to(query.dtype)
@@ -305,12 +308,12 @@ class CrossmodalAttention(AttentionLayer):
 
 
 class GraphDistillation(nn.Module):
-    """GD-Unit: modalities are vertices, an edge says how much its end is to learn from its start.
+    """GD-Unit: modalities are vertices; an edge's weight is how much its end learns from its start.
 
     Args:
-        width: D of the representations.
-        outputs: O of the logits.
-        settings: the network's.
+        width: D, width of the representations.
+        outputs: O, number of logits.
+        settings: settings of the network.
     """
 
     def __init__(self, width: int, outputs: int, settings: DMDSettings) -> None:
@@ -322,8 +325,8 @@ class GraphDistillation(nn.Module):
         self.energy = nn.Linear(4 * settings.graph, 1)  # the paper's g
 
     def forward(self, vectors: Tensor, seen: Tensor) -> Graph:
-        """(N, M, D), (N, M) -> the graph. Its weights sum to 1 over the edges between visible
-        modalities, and are 0 if none are.
+        """Return the graph of representations (N, M, D) and visible modalities (N, M). Its weights
+        sum to 1 over the edges between visible modalities; without such edges, all are 0.
         """
         logits = self.predict(vectors)
         view = torch.cat([self.view_logits(logits), self.view_vectors(vectors)], -1)
@@ -344,12 +347,12 @@ class GraphDistillation(nn.Module):
 
 
 def placed(hidden: Tensor) -> Tensor:
-    """Frames with sinusoidal positions added: (N, T, d)."""
+    """Return frames (N, T, d) with sinusoidal positions added."""
     return hidden + sinusoids_like(hidden, hidden.shape[1])
 
 
 def reach(seen: Tensor) -> Tensor:
-    """(N, T) booleans -> additive bias on the keys, (N, 1, 1, T)."""
+    """Return an additive bias on the keys, (N, 1, 1, T), from booleans (N, T)."""
     return torch.where(seen, 0.0, OUT_OF_REACH)[:, None, None, :]
 
 

@@ -1,5 +1,5 @@
-"""The random numbers of a training step, by a hash of (seed, epoch, step, site): the same bits on
-any device, and for a run alone as for a run among others that are trained with it.
+"""Random numbers of a training step, from a hash of (seed, epoch, step, rank, site): the same bits
+on every device, whether a run is trained alone or together with others.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 # "lowbias32" (C. Wellons, Prospecting for Hash Functions, 2018) of a Weyl sequence, as signed
-# numbers: products wrap.
+# numbers, since products wrap.
 _FIRST, _SECOND, _WEYL = 0x7FEB352D, 0x846CA68B - (1 << 32), 0x9E3779B9 - (1 << 32)
-SITES = 256  # keys of a step; more draws than that begin again, with other keys
+SITES = 256  # keys of a step; further sites reuse them, modified
 
 
 def step_keys(seed: int, epoch: int, step: int, rank: int = 0) -> Tensor:
-    """Return what the draws of a step follow from, (SITES,) int32 on the CPU."""
+    """Return the keys from which the draws of a step follow, (SITES,) int32 on the CPU."""
     text = f"{seed}|draws|{epoch}|{step}|{rank}".encode()
     return torch.from_numpy(
         np.frombuffer(hashlib.shake_128(text).digest(4 * SITES), np.int32).copy()
@@ -33,20 +33,20 @@ class Draws:
     same numbers.
 
     Args:
-        keys: from `step_keys`, on the device; of several runs at once, each run's own
+        keys: from `step_keys`, on the device; for several runs at once, those of each run
             (`torch.vmap`).
-        stacked: whether it is the step of several runs at once.
+        stacked: whether several runs take the step at once.
     """
 
     def __init__(self, keys: Tensor, *, stacked: bool = False) -> None:
         self.keys, self.stacked, self.site = keys, stacked, 0
 
     def bits(self, count: int) -> Tensor:
-        """Return `count` uniform numbers of 16 bits, (count,) int16."""
+        """Return `count` uniform 16-bit integers, (count,) int16."""
         return self._words((count + 1) // 2).view(torch.int16)[:count]
 
     def uniform(self, shape: torch.Size) -> Tensor:
-        """Return uniform numbers in [0, 1), float32."""
+        """Return uniform numbers in [0, 1) of the given shape, float32."""
         words = self._words(shape.numel())
         return (
             ((words >> 8) & 0xFFFFFF).float().mul_(2.0**-24).view(shape)
@@ -67,7 +67,7 @@ def _weyl(count: int, device: torch.device) -> Tensor:
     return torch.arange(1, count + 1, dtype=torch.int32, device=device) * _WEYL
 
 
-# Not where steps are captured: a graph would go on to read memory that the cache has given up.
+# Not for captured steps: a graph would keep reading memory that the cache has freed.
 _remembered_weyl = lru_cache(maxsize=64)(_weyl)
 
 
@@ -75,13 +75,13 @@ _current: ContextVar[Draws | None] = ContextVar("draws", default=None)
 
 
 def current_draws() -> Draws | None:
-    """Return where a training draws from now; None: from torch's global generator."""
+    """Return the draws of the current training step; None: use torch's global generator."""
     return _current.get()
 
 
 @contextmanager
 def drawing_from(draws: Draws) -> Iterator[None]:
-    """Networks and losses draw from `draws`, for as long as it lasts."""
+    """Let networks and losses draw from `draws` within the context."""
     token = _current.set(draws)
     try:
         yield

@@ -1,5 +1,5 @@
-"""From the frames of one modality to one vector: convolution, positions, Transformer, pooling
-(method, Network, steps 1 to 3).
+"""Encoder of one modality, from its frames to one vector: convolution, positions, Transformer and
+pooling (docs/method.md, "Network").
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from corrkd.settings import NetworkSettings
 
 
 class Encoder(nn.Module):
-    """The encoder of one modality. Padding takes no part in attention or pooling; a missing frame
-    does, as its fill.
+    """Encoder of one modality. Attention and pooling ignore padding. A missing frame is read as its
+    fill, or ignored as well if `exclude_missing`.
 
     A pure function of parameters and inputs: no running statistics, nothing read back from the
     device.
 
     Args:
-        inputs: d_m, the width of the modality's frames.
-        frames: T_m, the most frames a sample has; only learned positions are bound to it.
-        settings: the network's settings.
+        inputs: d_m, width of the modality's frames.
+        frames: T_m, largest number of frames of a sample; it bounds learned positions only.
+        settings: settings of the network.
     """
 
     def __init__(self, inputs: int, frames: int, settings: NetworkSettings) -> None:
@@ -33,8 +33,8 @@ class Encoder(nn.Module):
         self.settings = settings
         width = settings.width
         self.embed = TemporalConvolution(inputs, width, settings.kernel)
-        # The vector that stands for a missing frame: zeros, the training mean
-        # (`CorrKDNetwork.set_fill`), or learned from zeros on.
+        # Missing frames are filled with zeros, the training mean (`CorrKDNetwork.set_fill`), or a
+        # learned vector, initially zeros.
         fill = torch.zeros(inputs)
         if settings.fill == "learned":
             self.fill = nn.Parameter(fill)
@@ -54,22 +54,21 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(width) if settings.norm == "pre" else nn.Identity()
 
     def forward(self, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
-        """One vector per sample.
+        """Return one vector per sample.
 
         Args:
-            frames: (N, T, d_m); what stands at invisible places does not matter.
+            frames: (N, T, d_m); the values of invisible frames are ignored.
             exists: (N, T) booleans: not padding.
-            visible: (N, T) booleans: present in the data and not dropped; within `exists`.
+            visible: (N, T) booleans: present in the data and not dropped; implies `exists`.
 
         Returns:
-            (N, width). A sample of which nothing may be attended (all missing, `exclude_missing`)
-            gives zeros.
+            (N, width); zeros if there is nothing to attend to (all missing, `exclude_missing`).
         """
         return pool(*self.encode(frames, exists, visible))
 
     def encode(self, frames: Tensor, exists: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-        """Return one vector per frame, (N, T, width), and which frames count, (N, T) booleans;
-        arguments as of `forward`.
+        """Return one vector per frame, (N, T, width), and which frames count, (N, T) booleans.
+        Arguments as for `forward`.
         """
         frames = torch.where(
             visible[..., None], frames, self.fill.to(frames.dtype) * exists[..., None]
@@ -77,7 +76,7 @@ class Encoder(nn.Module):
         attended = visible if self.settings.exclude_missing else exists
         hidden = self.embed(frames) + self.place(frames.shape[1])
         hidden = self.dropout(hidden)
-        # Finite, so that a row with nothing to attend to stays finite too; zeroed by the pooling.
+        # Finite, so that a sample with nothing to attend to stays finite; pooling makes it zeros.
         lowest = torch.finfo(hidden.dtype).min / 2
         bias = torch.zeros_like(attended, dtype=hidden.dtype).masked_fill(~attended, lowest)[
             :, None, None, :
@@ -87,8 +86,11 @@ class Encoder(nn.Module):
         return self.norm(hidden), attended
 
     def place(self, frames: int) -> Tensor:
-        """Positions of the first `frames` frames, (frames, width). Learned ones end where
-        training's longest sample ended.
+        """Return the positions of the first `frames` frames, broadcastable to (frames, width).
+
+        Raises:
+            ValueError: if learned positions do not reach: they end with the longest training
+                sample.
         """
         if frames <= len(self.positions):
             return self.positions[:frames]
@@ -103,8 +105,8 @@ class Encoder(nn.Module):
 
 
 class TemporalConvolution(nn.Module):
-    """Conv1d over time, zero-padded to the same length, on (N, T, d) without transposing: a product
-    per tap, then shifted sums.
+    """1D convolution over time, zero-padded to the same length, of (N, T, d) without transposing:
+    one product per tap, then shifted sums.
     """
 
     def __init__(self, inputs: int, width: int, kernel: int) -> None:
@@ -115,7 +117,7 @@ class TemporalConvolution(nn.Module):
         self.bias = nn.Parameter(torch.empty(width).uniform_(-bound, bound))
 
     def forward(self, frames: Tensor) -> Tensor:
-        """(N, T, inputs) -> (N, T, width)."""
+        """Return the convolved frames: (N, T, inputs) -> (N, T, width)."""
         taps, inputs, width = self.weight.shape
         products = (frames @ self.weight.transpose(0, 1).reshape(inputs, taps * width)).unflatten(
             -1, (taps, width)
@@ -129,14 +131,14 @@ class TemporalConvolution(nn.Module):
 
 
 def shifted(x: Tensor, offset: int) -> Tensor:
-    """y[:, t] = x[:, t + offset], zero where there is none. (N, T, d) -> (N, T, d)."""
+    """Return y[:, t] = x[:, t + offset], zero beyond the ends: (N, T, d) -> (N, T, d)."""
     return pad(x, (0, 0, max(-offset, 0), max(offset, 0)))[
         :, max(offset, 0) : x.shape[1] + max(offset, 0)
     ]
 
 
 class AttentionLayer(nn.Module):
-    """A layer that makes a map of (T, T) numbers for each of its `heads`."""
+    """Base class of layers that compute an attention map (T, T) for each of their `heads`."""
 
     heads: int
 
@@ -160,7 +162,7 @@ class EncoderLayer(AttentionLayer):
         self.dropout = Dropout(settings.dropout)
 
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        """(N, T, width) and an additive bias on the keys (N, 1, 1, T) -> (N, T, width)."""
+        """Return the states: (N, T, width), additive bias on keys (N, 1, 1, T) -> (N, T, width)."""
         if self.pre:
             hidden = hidden + self.dropout(self.attend(self.norm_attention(hidden), bias))
             return hidden + self.dropout(self.feed(self.norm_feedforward(hidden)))
@@ -168,20 +170,20 @@ class EncoderLayer(AttentionLayer):
         return self.norm_feedforward(hidden + self.dropout(self.feed(hidden)))
 
     def attend(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        """Multi-head self-attention by two batched products: with four numbers a head they beat the
-        fused kernels on a CPU.
+        """Return the result of multi-head self-attention, by two batched products: with four
+        numbers per head, they are faster than the fused kernels on a CPU.
 
-        Time runs along the last axis, so that all six products of a step have long rows; with the
-        four numbers there, those with values, and three of the backward pass, take four times as
+        Time is the last axis, so that all six products of a step have long rows. With the four
+        numbers last, the products with values and three of the backward pass take four times as
         long.
         """
         count, frames, width = hidden.shape
         batch = count * self.heads
         parts = self.projection(hidden).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 4, 1)
-        # Sizes in full instead of -1: one of several processes may have no sample.
+        # Explicit sizes instead of -1: one of several processes may have no samples.
         query, key, value = parts.reshape(3, batch, width // self.heads, frames).unbind(0)
         query = query * query.shape[1] ** -0.5
-        # Under autocast the products are of a narrower range than the bias.
+        # Under autocast, the products have a narrower range than the bias.
         bias = (
             bias.to(query.dtype)
             .clamp(min=torch.finfo(query.dtype).min / 2)
@@ -194,17 +196,17 @@ class EncoderLayer(AttentionLayer):
         return self.output(torch.bmm(value, weights).view(count, width, frames).transpose(1, 2))
 
     def feed(self, hidden: Tensor) -> Tensor:
-        """The feed-forward block."""
+        """Return the output of the feed-forward block."""
         return self.contract(self.dropout(torch.relu(self.expand(hidden))))
 
 
 class Dropout(nn.Module):
-    """Dropout by 16-bit numbers of the training's `Draws`; torch's own costs three times as much on
-    a CPU.
+    """Dropout with 16-bit random numbers from the training's `Draws`; torch's takes three times as
+    long on a CPU.
 
-    The probability is rounded to a multiple of 2^-16, and the numbers kept are scaled by what it
-    then is. Outside a training of this package, which says where it draws from, torch's dropout and
-    its global generator.
+    The probability is rounded to a multiple of 2^-16, and the kept numbers are scaled for the
+    rounded probability. Outside a training of this package, which sets the `Draws`, this is torch's
+    dropout with its global generator.
     """
 
     def __init__(self, probability: float) -> None:
@@ -212,7 +214,7 @@ class Dropout(nn.Module):
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
-        """Zeros each number with the given probability in training; the identity otherwise."""
+        """Zero each number with the given probability in training; otherwise return x unchanged."""
         if not self.training or self.probability == 0.0:
             return x
         draws = current_draws()
@@ -222,39 +224,34 @@ class Dropout(nn.Module):
         bits, scale = draws.bits(x.numel()), 65536 / (65536 - steps)
         if draws.stacked:  # comparing in place has no batching rule
             return x * ((bits >= steps - 32768).to(x.dtype) * scale).view(x.shape)
-        # 0 or 1 by way of floats: comparing to booleans, and those to floats, would take several
-        # times as long.
+        # Compared as floats, since a comparison to booleans that are then converted to floats takes
+        # several times as long.
         kept = bits.float().ge_(steps - 32768).to(x.dtype).mul_(scale)
         return x * kept.view(x.shape)
 
 
 def pool(hidden: Tensor, attended: Tensor) -> Tensor:
-    """Mean over the frames that count; zeros where none does. (N, T, d) and (N, T) booleans -> (N,
-    d).
-    """
+    """Return the mean of the frames that count, or zeros: (N, T, d), (N, T) booleans -> (N, d)."""
     weight = attended.to(hidden.dtype)
     return torch.einsum("nt,ntd->nd", weight, hidden) / weight.sum(1, keepdim=True).clamp(min=1.0)
 
 
 def last(hidden: Tensor, attended: Tensor) -> Tensor:
-    """Return the last frame that counts; zeros where none does. (N, T, d) and (N, T) booleans ->
-    (N, d).
-    """
+    """Return the last frame that counts, or zeros: (N, T, d), (N, T) booleans -> (N, d)."""
     number = torch.arange(1, attended.shape[1] + 1, device=attended.device)
     return pool(hidden, attended & (number == (attended * number).amax(1, keepdim=True)))
 
 
 def sinusoids_like(hidden: Tensor, frames: int) -> Tensor:
-    """Return the positions of `frames` frames of the width, dtype and device of (..., width)."""
-    # Made on a GPU itself: steps that are captured may not copy to it. Other devices may lack
-    # float64.
+    """Return sinusoidal positions of `frames` frames with width, dtype and device of `hidden`."""
+    # Created on a GPU directly: captured steps may not copy to it. Other devices may lack float64.
     device = hidden.device if hidden.is_cuda else None
     return sinusoids(frames, hidden.shape[-1], device).to(hidden)
 
 
 def sinusoids(frames: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Sinusoidal positions (Vaswani et al., 2017): (frames, width), computed in float64 on the
-    device; default: the CPU.
+    """Return sinusoidal positions (Vaswani et al., 2017), (frames, width), computed in float64 on
+    the device; default: the CPU.
     """
     options: dict[str, Any] = {"dtype": torch.float64, "device": device}
     position = torch.arange(frames, **options)[:, None]

@@ -1,6 +1,4 @@
-"""What an evaluation found out about a model under each missing condition: it travels on the
-model's card.
-"""
+"""Evaluation results of a model under each condition, as stored on its card."""
 
 from __future__ import annotations
 
@@ -19,17 +17,17 @@ class _Frozen(BaseModel):
 
 
 class EvaluatedCondition(_Frozen):
-    """One condition.
+    """Results under one condition.
 
     Attributes:
-        name, kind, available, ratio: as in corrkd.missing.conditions.Condition.
-        rates_samples: whether it says how reliable predictions are: of samples that miss about
-            `ratio` of their frames, or, where there is no ratio, of samples with exactly the
+        name, kind, available, ratio: as in `corrkd.missing.conditions.Condition`.
+        rates_samples: whether the results say how reliable predictions are: for samples with about
+            `ratio` of their frames missing or, without a ratio, for samples with exactly the
             `available` modalities.
-        temperature: by which logits are divided under it, fitted on the validation split.
-        threshold: of its prediction sets (corrkd.evaluation.calibration); None: nothing is left out
-            of them.
-        measured: metrics on the tested split, as fractions of 1; one that is undefined is left out.
+        temperature: divisor of the logits under the condition, fitted on the validation split.
+        threshold: threshold of the prediction sets (`corrkd.evaluation.calibration`); None: nothing
+            is left out of them.
+        measured: metrics on the tested split, as fractions of 1, without those that are undefined.
     """
 
     name: str
@@ -55,14 +53,14 @@ class EvaluatedCondition(_Frozen):
 
 
 class Evaluated(_Frozen):
-    """All of them.
+    """Results under all conditions.
 
     Attributes:
-        split: whose samples were tested.
-        samples: how many of them.
+        split: name of the tested split.
+        samples: number of tested samples.
         data: name of the dataset.
         level: target coverage of the prediction sets, a share of samples; None: no sets.
-        conditions: in the evaluation's order.
+        conditions: results by condition, in the order of the evaluation.
     """
 
     split: str

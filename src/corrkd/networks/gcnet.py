@@ -1,5 +1,5 @@
-"""GCNet's network (Lian et al., TPAMI 2023): two graphs over a conversation's utterances, that
-complete and classify together.
+"""GCNet's network (Lian et al., TPAMI 2023): two graphs over the utterances of a conversation,
+trained jointly to complete features and to classify.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from corrkd.settings import NetworkSettings
 
 
 class GCNetSettings(BaseModel):
-    """The structure and the loss weight. The original's: hidden 200, windows of 2 both ways,
-    dropout 0.5, loss weights 1.
+    """Structure and loss weight of GCNet. The original has hidden width 200, windows of 2 in both
+    directions, dropout 0.5 and loss weights of 1.
 
     Width and dropout are smaller here, for features of tens instead of a thousand numbers and
     encoders that are trained as well.
@@ -62,13 +62,13 @@ class GCNetSettings(BaseModel):
 
 
 class Layout(NamedTuple):
-    """A batch as conversations, C of them with at most L utterances each.
+    """A batch arranged as C conversations with at most L utterances each.
 
     Attributes:
-        place: (N,) row of each sample in the flattened (C x L) grid.
-        lengths: (C,) utterances of each conversation, on the CPU.
+        place: (N,) index of each sample in the flattened (C x L) grid.
+        lengths: (C,) number of utterances of each conversation, on the CPU.
         exists: (C, L) booleans: an utterance, not padding.
-        speaker: (C, L) number of the speaker by first appearance in the conversation, from 0.
+        speaker: (C, L) index of the speaker by first appearance in the conversation, from 0.
     """
 
     place: Tensor
@@ -77,18 +77,18 @@ class Layout(NamedTuple):
     speaker: Tensor
 
     def grid(self, rows: Tensor) -> Tensor:
-        """(N, d) -> (C, L, d), zeros in the padding."""
+        """Arrange samples in the grid: (N, d) -> (C, L, d), zeros in the padding."""
         flat = rows.new_zeros(self.exists.numel(), rows.shape[1])
         return flat.index_copy(0, self.place, rows).view(*self.exists.shape, -1)
 
     def rows(self, grid: Tensor) -> Tensor:
-        """(C, L, d) -> (N, d), in the batch's order."""
+        """Return the grid's samples in the order of the batch: (C, L, d) -> (N, d)."""
         return grid.flatten(0, 1)[self.place]
 
 
 class GCNetwork(Network[GCNetSettings]):
-    """An utterance encoder per modality, an LSTM, the speaker and the temporal branch, and from
-    their sum the classes and the features.
+    """An utterance encoder per modality, an LSTM, the speaker and the temporal branch. The sum of
+    the branches predicts the classes and the features.
     """
 
     name = "gcnet"
@@ -96,11 +96,11 @@ class GCNetwork(Network[GCNetSettings]):
     reads_conversations = True
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
-        """The modules."""
+        """Create the modules."""
         settings = self.settings
         width = settings.width
-        # Missing frames take no part, so that an absent modality is zeros among the utterance's
-        # features, as in the original.
+        # Missing frames are ignored, so that the features of a missing modality are zeros, as in
+        # the original.
         encoder = NetworkSettings(
             width=width,
             heads=settings.heads,
@@ -125,20 +125,20 @@ class GCNetwork(Network[GCNetSettings]):
         return self.settings.width
 
     def forward(self, inputs: Inputs, context: Context | None = None) -> Output:
-        """Representation (N, width) and logits; without a context every sample is its own
-        conversation.
+        """Return the representation, (N, width), and the logits.
 
-        Only what is in the batch is seen of a conversation.
+        Of a conversation, only the utterances in the batch are seen. Without a context, each sample
+        is a conversation by itself.
         """
         representation = self.complete(self.utterances(inputs), context)
         return Output(representation, self.classify(representation))
 
     def in_context(self, inputs: Inputs, context: Context) -> Output:
-        """`forward` with the context."""
+        """Return the output of `forward` with the context."""
         return self(inputs, context)
 
     def utterances(self, inputs: Inputs) -> Tensor:
-        """The modalities' vectors side by side, (N, M x width); zeros for what is absent."""
+        """Return the modalities' vectors side by side, (N, M x width); zeros for a missing one."""
         return torch.cat(
             [
                 encode(*inputs.of(m))
@@ -148,7 +148,7 @@ class GCNetwork(Network[GCNetSettings]):
         )
 
     def complete(self, utterances: Tensor, context: Context | None = None) -> Tensor:
-        """What both branches make of the conversations, summed: (N, M x width) -> (N, width)."""
+        """Return the sum of both branches over the conversations: (N, M x width) -> (N, width)."""
         layout = arrange(context or alone(utterances))
         read = self.dropout(self.before(layout.grid(utterances), layout))
         speaker = self.speaker(read, layout, speaker_relations(layout, self.settings))
@@ -156,14 +156,12 @@ class GCNetwork(Network[GCNetSettings]):
         return layout.rows(speaker + temporal)
 
     def classify(self, representation: Tensor) -> Tensor:
-        """Logits of the representation."""
+        """Return the logits of a representation."""
         logits: Tensor = self.classifier(self.dropout(representation))
         return self.target.shape_logits(logits)
 
     def restore(self, representation: Tensor) -> dict[str, Tensor]:
-        """Each modality's utterance features, (N, d_m), in units of their deviation in training
-        around their mean.
-        """
+        """Return restored features of each modality, (N, d_m), standardised over training data."""
         return {
             m: restore(representation)
             for m, restore in zip(self.modalities, self.reconstructors, strict=True)
@@ -171,12 +169,12 @@ class GCNetwork(Network[GCNetSettings]):
 
 
 class Branch(nn.Module):
-    """Speaker GNN or Temporal GNN: the graph over the conversation as it was read, and an LSTM over
-    both.
+    """Speaker GNN or Temporal GNN: a graph over the states of the first LSTM, and a second LSTM
+    over these states and the graph's output.
 
     Args:
-        settings: the network's.
-        relations: R, kinds of edges.
+        settings: settings of the network.
+        relations: R, number of kinds of edges.
     """
 
     def __init__(self, settings: GCNetSettings, *, relations: int) -> None:
@@ -189,28 +187,28 @@ class Branch(nn.Module):
         self.dropout = Dropout(settings.dropout)
 
     def forward(self, read: Tensor, layout: Layout, relations: Tensor) -> Tensor:
-        """(C, L, width) and edges (C, L, W, R) -> (C, L, width)."""
+        """Return the branch's states: (C, L, width) and edges (C, L, W, R) -> (C, L, width)."""
         states = self.relational(read, neighbours(read, self.settings), relations)
         states = self.convolution(states, neighbours(states, self.settings), relations)
         return self.after(torch.cat([read, self.dropout(states)], -1), layout)
 
 
 class ConversationLSTM(nn.Module):
-    """A bidirectional LSTM over the utterances of each conversation; its padding takes no part."""
+    """A bidirectional LSTM over the utterances of each conversation; it ignores padding."""
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
         self.lstm = nn.LSTM(inputs, width // 2, batch_first=True, bidirectional=True)
 
     def forward(self, grid: Tensor, layout: Layout) -> Tensor:
-        """(C, L, inputs) -> (C, L, width)."""
+        """Return the states: (C, L, inputs) -> (C, L, width)."""
         packed = pack_padded_sequence(grid, layout.lengths, batch_first=True, enforce_sorted=False)
         return pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0]
 
 
 class RelationalConvolution(nn.Module):
-    """Neighbours averaged for each kind of edge, with separate weights, and the utterance itself
-    (Schlichtkrull et al., 2018).
+    """Mean of the neighbours for each kind of edge, with separate weights, plus the utterance
+    itself (Schlichtkrull et al., 2018).
     """
 
     def __init__(self, width: int, relations: int) -> None:
@@ -220,7 +218,7 @@ class RelationalConvolution(nn.Module):
         self.weight = nn.Parameter(torch.empty(relations, width, width).uniform_(-bound, bound))
 
     def forward(self, hidden: Tensor, around: Tensor, relations: Tensor) -> Tensor:
-        """(C, L, d), neighbours (C, L, W, d), edges (C, L, W, R) -> (C, L, d)."""
+        """Return states: (C, L, d), neighbours (C, L, W, d), edges (C, L, W, R) -> (C, L, d)."""
         edges = relations.to(around.dtype)
         edges = edges / edges.sum(2, keepdim=True).clamp(min=1.0)
         means = torch.einsum("clwr,clwd->clrd", edges, around)
@@ -228,7 +226,7 @@ class RelationalConvolution(nn.Module):
 
 
 class GraphConvolution(nn.Module):
-    """Neighbours summed over all kinds of edges, and the utterance itself (Morris et al., 2019)."""
+    """Sum of neighbours over all kinds of edges plus the utterance itself (Morris et al., 2019)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -236,35 +234,35 @@ class GraphConvolution(nn.Module):
         self.others = nn.Linear(width, width, bias=False)
 
     def forward(self, hidden: Tensor, around: Tensor, relations: Tensor) -> Tensor:
-        """(C, L, d), neighbours (C, L, W, d), edges (C, L, W, R) -> (C, L, d)."""
+        """Return states: (C, L, d), neighbours (C, L, W, d), edges (C, L, W, R) -> (C, L, d)."""
         total = torch.einsum("clw,clwd->cld", relations.any(-1).to(around.dtype), around)
         return self.own(hidden) + self.others(total)
 
 
 def offsets(settings: GCNetSettings) -> range:
-    """The W offsets from an utterance to those that it hears, itself among them.
+    """Return the W offsets from an utterance to its neighbours, itself included.
 
-    The windows are of the edges that leave an utterance, as in the released code, so those that
-    arrive come from `future` back.
+    As in the released code, the windows are those of the edges that leave an utterance, so the
+    edges that arrive come from up to `future` utterances before it.
     """
     return range(-settings.future, settings.past + 1)
 
 
 def neighbours(grid: Tensor, settings: GCNetSettings) -> Tensor:
-    """(C, L, d) -> (C, L, W, d): what stands at each offset, zeros beyond the ends."""
+    """Return the utterances at each offset, zeros beyond the ends: (C, L, d) -> (C, L, W, d)."""
     return torch.stack(
         [shifted(grid, offset) if offset else grid for offset in offsets(settings)], 2
     )
 
 
 def edges(layout: Layout, settings: GCNetSettings) -> Tensor:
-    """(C, L, W) booleans: both ends are utterances of the conversation."""
+    """Return which edges join two utterances of the conversation, (C, L, W) booleans."""
     exists = layout.exists[..., None]
     return neighbours(exists.float(), settings)[..., 0].bool() & exists
 
 
 def temporal_relations(layout: Layout, settings: GCNetSettings) -> Tensor:
-    """(C, L, W, 3) booleans: edges from the past, the present, the future."""
+    """Return the edges by time, (C, L, W, 3) booleans: from the past, the present, the future."""
     sign = torch.tensor(
         [1 + (offset > 0) - (offset < 0) for offset in offsets(settings)],
         device=layout.exists.device,
@@ -275,7 +273,7 @@ def temporal_relations(layout: Layout, settings: GCNetSettings) -> Tensor:
 
 
 def speaker_relations(layout: Layout, settings: GCNetSettings) -> Tensor:
-    """(C, L, W, S x S) booleans: an edge's kind is the pair of who speaks at its two ends."""
+    """Return the edges by the pair of speakers at their two ends, (C, L, W, S x S) booleans."""
     speaker = layout.speaker.clamp(max=settings.speakers - 1)
     source = neighbours(speaker[..., None].float(), settings)[..., 0].long()
     pair = source * settings.speakers + speaker[..., None]
@@ -284,17 +282,17 @@ def speaker_relations(layout: Layout, settings: GCNetSettings) -> Tensor:
 
 
 def alone(rows: Tensor) -> Context:
-    """Return the context of samples without metadata: each a conversation of one speaker."""
+    """Return the context of samples without metadata: each is a conversation with one speaker."""
     number = torch.arange(len(rows), device=rows.device)
     zero = torch.zeros_like(number)
     return Context(rows=number, conversation=number, position=zero, speaker=zero)
 
 
 def arrange(context: Context) -> Layout:
-    """The batch's conversations side by side, each in the order of its positions (of the rows,
-    where those are unknown).
+    """Return the batch's conversations side by side, each in the order of its positions, or of its
+    rows if these are unknown.
 
-    Sizes of conversations are read back from the device: a sequence's length shapes the tensors.
+    Sizes of conversations are read back from the device, since tensor shapes depend on them.
     """
     order = context.rows.argsort(stable=True)
     order = order[context.position[order].argsort(stable=True)]
@@ -314,13 +312,13 @@ def arrange(context: Context) -> Layout:
 
 
 def by_appearance(speaker: Tensor, exists: Tensor) -> Tensor:
-    """Speakers of each conversation numbered as they first appear, so that the numbers mean the
-    same in unseen conversations.
+    """Return the indices of the speakers of each conversation by first appearance, so that they
+    mean the same in unseen conversations.
 
     (C, L) any numbers -> (C, L) from 0; 0 in the padding.
     """
     same = (speaker[:, :, None] == speaker[:, None, :]) & exists[:, :, None] & exists[:, None, :]
-    first = same.int().argmax(-1)  # where the speaker of each utterance is first heard
+    first = same.int().argmax(-1)  # position of the first utterance of each utterance's speaker
     opens = (first == torch.arange(speaker.shape[1], device=speaker.device)) & exists
     number = opens.cumsum(-1) - 1
     return torch.where(exists, number.gather(1, first), 0)

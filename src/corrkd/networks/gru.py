@@ -35,11 +35,11 @@ class GRUSettings(Strict):
 
 
 class GRUNetwork(SideBySide[GRUSettings]):
-    """The states of a GRU for each modality, summarised; the vectors side by side through the
+    """A GRU for each modality. The summaries of their states, side by side, go through the
     classifier.
 
-    A missing frame between visible ones is read as zeros. A modality of which nothing is visible
-    has zeros for its vector.
+    A missing frame between visible ones is read as zeros. A modality without visible frames has a
+    vector of zeros.
     """
 
     name = "gru"
@@ -47,13 +47,13 @@ class GRUNetwork(SideBySide[GRUSettings]):
     settings_type = GRUSettings
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
-        """The modules."""
+        """Create the modules."""
         settings = self.settings
         self.encoders = nn.ModuleList(FrameGRU(widths[m], settings.width) for m in self.modalities)
         self.make_classifier()
 
     def encode(self, modality: str, inputs: Inputs) -> Tensor:
-        """The summary of the modality's states, (N, width). It depends on no other modality."""
+        """Return the summary of the modality's states, (N, width), from this modality alone."""
         frames, exists, visible = inputs.of(modality)
         states = self.encoders[self.modalities.index(modality)](frames, exists, visible)
         if self.settings.summary == "mean":

@@ -1,5 +1,5 @@
-"""HRLF's network (Li et al., NeurIPS 2024): each modality factorised into what tells the sentiment
-and what is its alone, then refined.
+"""HRLF's network (Li et al., NeurIPS 2024): each modality is factorised into a sentiment-relevant
+and a modality-specific part, which are then refined.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from corrkd.settings import NetworkSettings, Width
 
 
 class HRLFSettings(NetworkSettings):
-    """The structure that HRLF's teacher and student share: CorrKD's encoders, and what follows
-    them.
-    """
+    """Structure of HRLF's teacher and student: CorrKD's encoders and the layers after them."""
 
     pooling: Literal["last", "mean"] = Field(
         "last",
@@ -52,8 +50,8 @@ class HRLFSettings(NetworkSettings):
 
 
 class Factors(NamedTuple):
-    """Vectors of n modalities and what is made again of them, as
-    `corrkd.losses.factorisation_reconstruction` compares them.
+    """Vectors of n modalities and their reconstructions, as compared by
+    `corrkd.losses.factorisation_reconstruction`.
 
     Attributes:
         encoded: Z, (N, n, d).
@@ -70,7 +68,7 @@ class Factors(NamedTuple):
 
 
 class Details(NamedTuple):
-    """The output with what it was made of.
+    """The output with the vectors it is computed from.
 
     Attributes:
         output: representation and logits.
@@ -85,7 +83,7 @@ class HRLFNetwork(Network[HRLFSettings]):
     """Encoders, factorisation, refinement through a bottleneck, and a classifier (Li et al.,
     NeurIPS 2024, section 3).
 
-    The representation is the three scales side by side: `scales` has their widths.
+    The representation is the three scales side by side, with the widths `scales`.
     """
 
     name = "hrlf"
@@ -93,7 +91,7 @@ class HRLFNetwork(Network[HRLFSettings]):
     settings_type = HRLFSettings
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
-        """The modules."""
+        """Create the modules."""
         settings = self.settings
         width, half, count = settings.width, settings.width // 2, len(self.modalities)
         self.encoders = nn.ModuleList(
@@ -128,22 +126,22 @@ class HRLFNetwork(Network[HRLFSettings]):
 
     @property
     def scales(self) -> tuple[int, ...]:
-        """Widths of E_1 (of H and H~), E_2 (of I_1 and I_3) and E_3 (I_2)."""
+        """Widths of E_1 (from H and H~), E_2 (from I_1 and I_3) and E_3 (I_2)."""
         wide, middle, narrow = self.refined_widths
         times = 2 if self.settings.scales == "concatenated" else 1
         return times * wide, times * middle, narrow
 
     @property
     def representation_width(self) -> int:
-        """The three scales side by side."""
+        """Total width of the three scales."""
         return sum(self.scales)
 
     def forward(self, inputs: Inputs) -> Output:
-        """Representation (N, `representation_width`), which is [E_1, E_2, E_3], and logits."""
+        """Return the representation [E_1, E_2, E_3], (N, `representation_width`), and logits."""
         return self.details(inputs).output
 
     def details(self, inputs: Inputs) -> Details:
-        """Return the output with the modalities' vectors that it was made of."""
+        """Return the output with the modalities' vectors that it is computed from."""
         encoded = torch.stack([self.encode(m, inputs) for m in self.modalities], 1)
         joint = torch.cat(self.factorise(encoded), -1).flatten(
             1
@@ -160,9 +158,7 @@ class HRLFNetwork(Network[HRLFSettings]):
         return last(hidden, attended) if self.settings.pooling == "last" else pool(hidden, attended)
 
     def relevant(self, index: int, vectors: Tensor) -> Tensor:
-        """Return the sentiment-relevant factor, E^S of the modality at `index`: (..., d) -> (..., d
-        / 2).
-        """
+        """Return the sentiment-relevant factor E^S(Z) of a modality: (..., d) -> (..., d / 2)."""
         encoder = self.relevant_encoders[
             0 if self.settings.sentiment_encoder == "shared" else index
         ]
@@ -170,9 +166,7 @@ class HRLFNetwork(Network[HRLFSettings]):
         return out
 
     def factorise(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sentiment-relevant factors Q and the specific ones U: (N, n, d) -> twice (N,
-        n, d / 2).
-        """
+        """Return relevant factors Q and specific factors U, each (N, n, d / 2), of Z, (N, n, d)."""
         vectors = encoded.unbind(1)
         relevant = [self.relevant(index, vector) for index, vector in enumerate(vectors)]
         specific = [
@@ -181,8 +175,8 @@ class HRLFNetwork(Network[HRLFSettings]):
         return torch.stack(relevant, 1), torch.stack(specific, 1)
 
     def factors(self, encoded: Tensor) -> Factors:
-        """Return what the reconstruction loss compares: each modality made again from each one's
-        sentiment-relevant factor.
+        """Return what the reconstruction loss compares: the vectors, and their reconstructions from
+        the sentiment-relevant factor of each modality.
         """
         relevant, specific = self.factorise(encoded)
         count = encoded.shape[1]
@@ -197,7 +191,7 @@ class HRLFNetwork(Network[HRLFSettings]):
         return Factors(encoded, decoded, relevant, recovered)
 
     def refine(self, joint: Tensor) -> list[Tensor]:
-        """H -> I_1, I_2, I_3 (after ReLU) and H~ (without)."""
+        """Return the refinement of H: I_1, I_2, I_3 (after ReLU) and H~ (without)."""
         steps = [joint]
         *inner, outer = self.refinement
         for layer in inner:
@@ -215,17 +209,17 @@ class HRLFNetwork(Network[HRLFSettings]):
         ]
 
     def classify(self, refined: Tensor) -> Tensor:
-        """Logits of H~."""
+        """Return the logits of H~."""
         return self.target.shape_logits(self.classifier(self.dropout(refined)))
 
     @torch.no_grad()
     def set_fill(self, means: Mapping[str, Sequence[float] | Tensor]) -> None:
-        """With `fill: mean` these stand for missing frames."""
+        """Set the fill of missing frames to the mean frames if `settings.fill` is "mean"."""
         if self.settings.fill != "mean":
             return
         for modality, encoder in zip(self.modalities, self.encoders, strict=True):
             encoder.fill.copy_(torch.as_tensor(means[modality]))  # type: ignore[operator]
 
     def longest(self, frames: Mapping[str, int]) -> dict[str, int]:
-        """Learned positions end where the training's do."""
+        """Return `frames` if positions are learned, since these end there; otherwise no bounds."""
         return dict(frames) if self.settings.positions == "learned" else {}

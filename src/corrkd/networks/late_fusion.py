@@ -1,5 +1,5 @@
-"""Late fusion's network: CorrKD's encoder with a classifier for each modality; the answer is the
-mean vote of those that are visible.
+"""Late fusion's network: CorrKD's encoder with a classifier for each modality. The output is the
+mean vote of the visible modalities.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from corrkd.settings import NetworkSettings
 
 
 class LateFusionNetwork(Network[NetworkSettings]):
-    """The vote of a modality is its log-probabilities (a score: itself); votes are averaged as
-    responses, not as logits.
+    """An encoder and a classifier per modality. Their votes, log-probabilities or scores, are
+    averaged as responses, not as logits.
 
-    Where nothing at all is visible, all modalities vote on what stands for missing frames.
+    If nothing is visible, all modalities vote, based on the fill of missing frames.
     """
 
     name = "late-fusion"
@@ -27,7 +27,7 @@ class LateFusionNetwork(Network[NetworkSettings]):
     settings_type = NetworkSettings
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
-        """The modules."""
+        """Create the modules."""
         settings = self.settings
         self.encoders = nn.ModuleList(
             Encoder(widths[m], frames[m], settings) for m in self.modalities
@@ -42,38 +42,34 @@ class LateFusionNetwork(Network[NetworkSettings]):
 
     @property
     def parts(self) -> dict[str, int]:
-        """The representation is the modalities' vectors side by side."""
+        """Width of each modality's vector, in the order of the representation."""
         return dict.fromkeys(self.modalities, self.settings.width)
 
     def forward(self, inputs: Inputs) -> Output:
-        """The representation is the vectors of all modalities side by side; logits are the log of
-        the mean response.
-        """
+        """Return the representation, (N, M x width), and the mean response as logits."""
         vectors = self.encode(inputs)
         votes = [self.vote(index, vector) for index, vector in enumerate(vectors)]
         logits = self.target.mean_response(votes, inputs.shown(self.modalities))
         return Output(torch.cat(vectors, 1), logits)
 
     def votes(self, inputs: Inputs) -> tuple[list[Tensor], Tensor]:
-        """Logits of each modality by itself, and which modalities a sample shows, (N, M)
-        booleans.
-        """
+        """Return the logits of each modality, and which are visible, (N, M) booleans."""
         vectors = self.encode(inputs)
         return [self.vote(index, x) for index, x in enumerate(vectors)], inputs.shown(
             self.modalities
         )
 
     def encode(self, inputs: Inputs) -> list[Tensor]:
-        """The pooled vector of each modality, (N, width)."""
+        """Return the pooled vector of each modality, (N, width)."""
         return [
             encoder(*inputs.of(m))
             for m, encoder in zip(self.modalities, self.encoders, strict=True)
         ]
 
     def vote(self, index: int, vector: Tensor) -> Tensor:
-        """Logits of the modality at `place`, in the target's shape."""
+        """Return the logits of the modality at `index`, in the target's shape."""
         return self.target.shape_logits(self.classifiers[index](self.dropout(vector)))
 
     def longest(self, frames: Mapping[str, int]) -> dict[str, int]:
-        """Learned positions end where the training's do."""
+        """Return `frames` if positions are learned, since these end there; otherwise no bounds."""
         return dict(frames) if self.settings.positions == "learned" else {}

@@ -20,7 +20,7 @@ from corrkd.settings import Width
 
 
 class MCTNSettings(BaseModel):
-    """MCTN's hyper-parameters: width and loss weights of the original."""
+    """Hyperparameters of MCTN, with the original's width and loss weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -45,12 +45,11 @@ class MCTNSettings(BaseModel):
 
 
 class Translations(NamedTuple):
-    """What the translators made of a batch.
+    """Output of the translators for a batch.
 
     Attributes:
-        targets: frames (N, T_m, d_m) of each modality but the source, by name.
-        back: the source's frames, translated back from the first target's translation; None where
-            there is no target.
+        targets: frames (N, T_m, d_m) of each modality except the source, by name.
+        back: the source's frames, translated back from the first target's; None without targets.
     """
 
     targets: dict[str, Tensor]
@@ -58,21 +57,21 @@ class Translations(NamedTuple):
 
 
 class MCTNNetwork(Network[MCTNSettings]):
-    """One level per target: the first is the cyclic translation source <-> target, each further one
-    translates the joint embedding on.
+    """One level per target: the first is the cyclic translation source <-> target; each further
+    level translates the joint embedding of the previous one.
 
-    Targets come in the order of the dataset's modalities.
-    `forward` looks at the source alone; `translate` is for training.
+    Targets are in the order of the dataset's modalities. `forward` reads the source alone;
+    `translate` is for training.
 
     Raises:
-        CorrKDError: where the source is none of the modalities.
+        CorrKDError: if the source is not one of the modalities.
     """
 
     name = "mctn"
     settings_type = MCTNSettings
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
-        """The modules."""
+        """Create the modules."""
         settings = self.settings
         self.source = settings.source or self.modalities[0]
         if self.source not in widths:
@@ -96,12 +95,12 @@ class MCTNNetwork(Network[MCTNSettings]):
         return self.settings.width
 
     def forward(self, inputs: Inputs) -> Output:
-        """Logits from the source alone. The representation is (N, width)."""
+        """Return the representation, (N, width), and the logits, computed from the source alone."""
         return self.predict(self.join(inputs)[-1], inputs.exists[self.source])
 
     def predict(self, embedding: Tensor, exists: Tensor) -> Output:
-        """The predictor reads the joint embedding (N, T, width); attention over its states that
-        exist makes them one.
+        """Return the output for a joint embedding (N, T, width). The representation is the
+        attention-weighted sum of the predictor's states at frames that exist.
         """
         hidden, _ = self.predictor(embedding)
         energies = torch.tanh(self.attention(hidden)[..., 0]).masked_fill(
@@ -113,8 +112,8 @@ class MCTNNetwork(Network[MCTNSettings]):
         return Output(representation, self.target.shape_logits(logits))
 
     def join(self, inputs: Inputs) -> list[Tensor]:
-        """The joint embedding of each level, (N, T_source, width): the last has passed through all
-        translations.
+        """Return the joint embedding of each level, (N, T_source, width). The last has passed
+        through all translations.
         """
         frames, seen, visible = inputs.of(self.source)
         hidden = self._embedded(self.source, frames, visible)
@@ -125,8 +124,8 @@ class MCTNNetwork(Network[MCTNSettings]):
         return levels
 
     def translate(self, levels: list[Tensor], exists: Mapping[str, Tensor]) -> Translations:
-        """Frames of the targets from the joint embeddings of `join`, and the source's from the
-        first target's translation.
+        """Return the frames of the targets from the joint embeddings of `join`, and the source's
+        from the first target's translation.
         """
         seen = exists[self.source]
         made = {
@@ -136,7 +135,7 @@ class MCTNNetwork(Network[MCTNSettings]):
         if not self.targets:
             return Translations(made, None)
         first = self.targets[0]
-        # The way back is the same translator: source and target come to share one embedding.
+        # The way back uses the same translator, so that source and target share an embedding.
         back = self.encoders[0](self._embedded(first, made[first], exists[first]), exists[first])
         return Translations(made, self._decoded(0, back, exists[first], self.source, seen))
 
@@ -156,18 +155,18 @@ class MCTNNetwork(Network[MCTNSettings]):
 
 
 class MCTNPerSourceNetwork(Network[MCTNSettings]):
-    """One MCTN for each modality as its source; the mean response of those whose source is visible,
-    of all where none is.
+    """One MCTN for each modality as its source. The output is the mean response of the models with
+    a visible source, or of all models if no source is visible.
 
     Raises:
-        CorrKDError: where the settings name a source.
+        CorrKDError: if the settings name a source.
     """
 
     name = "mctn-per-source"
     settings_type = MCTNSettings
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
-        """The modules."""
+        """Create the modules."""
         if self.settings.source is not None:
             raise CorrKDError(
                 f"MCTN per source: every modality is one; leave out network.source = "
@@ -185,13 +184,11 @@ class MCTNPerSourceNetwork(Network[MCTNSettings]):
 
     @property
     def parts(self) -> dict[str, int]:
-        """The representation holds that of the model of each source."""
+        """Width of the representation of each source's model."""
         return dict.fromkeys(self.modalities, self.settings.width)
 
     def forward(self, inputs: Inputs) -> Output:
-        """The models' representations side by side, (N, M x width), and the log of their mean
-        response.
-        """
+        """Return representations side by side, (N, M x width), and the mean response as logits."""
         outputs: list[Output] = [model(inputs) for model in self.models]
         logits = self.target.mean_response(
             [output.logits for output in outputs], inputs.shown(self.modalities)
@@ -200,16 +197,16 @@ class MCTNPerSourceNetwork(Network[MCTNSettings]):
 
 
 class SummedLSTM(nn.Module):
-    """A bidirectional LSTM whose directions are added; padding, which comes last, takes no part."""
+    """A bidirectional LSTM with summed directions; it ignores padding, which comes last."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.lstm = nn.LSTM(width, width, batch_first=True, bidirectional=True)
 
     def forward(self, hidden: Tensor, exists: Tensor) -> Tensor:
-        """(N, T, width) and (N, T) booleans -> (N, T, width), zero in the padding."""
+        """Return states, zero in the padding: (N, T, width), (N, T) booleans -> (N, T, width)."""
         count, lengths = len(hidden), exists.sum(1).clamp(min=1).cpu()
-        if not count:  # one of several processes may have no sample, which cannot be packed
+        if not count:  # one of several processes may have no samples, which cannot be packed
             hidden, lengths = (
                 hidden.new_zeros(1, *hidden.shape[1:]),
                 torch.ones(1, dtype=torch.int64),
@@ -222,8 +219,8 @@ class SummedLSTM(nn.Module):
 
 
 class AttentiveDecoder(nn.Module):
-    """LSTM that writes frame after frame, each from the one it wrote before and from what it
-    attends to (Luong et al., 2015).
+    """LSTM that writes frame after frame, each from the previous one and from what it attends to
+    (Luong et al., 2015).
     """
 
     def __init__(self, width: int) -> None:
@@ -234,8 +231,8 @@ class AttentiveDecoder(nn.Module):
     def forward(
         self, memory: Tensor, attended: Tensor, frames: int, embed: nn.Module, project: nn.Module
     ) -> Tensor:
-        """(N, T, width) and (N, T) booleans -> (N, frames, d): `project` makes a frame of state and
-        context, `embed` reads it again.
+        """Return the frames: (N, T, width) and (N, T) booleans -> (N, frames, d). `project` maps
+        state and context to a frame, `embed` maps the frame to the next input.
         """
         bias = torch.where(attended, 0.0, -1e4).to(memory.dtype)
         keys = self.key(memory)
@@ -251,6 +248,6 @@ class AttentiveDecoder(nn.Module):
 
 
 def last(hidden: Tensor, exists: Tensor) -> Tensor:
-    """State at the last frame that is not padding: (N, T, d) -> (N, d)."""
+    """Return the state at the last frame that is not padding: (N, T, d) and (N, T) -> (N, d)."""
     index = (exists.sum(1) - 1).clamp(min=0)
     return hidden.gather(1, index[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]

@@ -23,7 +23,7 @@ from corrkd.settings import Strict, Width
 Hidden = Annotated[tuple[Width, ...], Field(max_length=32)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Summary = Literal["mean", "end", "visibility"]
-WIDE = 512  # features of a modality from which on inputs are dropped at the full rate
+WIDE = 512  # from this width on, inputs of the widest modality are dropped at the full rate
 
 
 class MLPSettings(Strict):
@@ -49,12 +49,12 @@ class MLPSettings(Strict):
 
 
 class MLPNetwork(SideBySide[MLPSettings]):
-    """A summary of each modality's frames through an MLP; the vectors side by side through the
-    classifier.
+    """A summary of each modality's frames goes through an MLP; the vectors side by side go through
+    the classifier.
 
-    With many features and few samples it is dropping inputs that lets it generalise. Which frames
-    of a visible modality are missing may be informative (a silent speaker), so that is read as
-    well. A modality without visible frames has a vector of zeros.
+    With many features and few samples, dropping inputs is what lets it generalise. Which frames of
+    a visible modality are missing may be informative (a silent speaker), so that is read as well. A
+    modality without visible frames has a vector of zeros.
     """
 
     name = "mlp"
@@ -62,7 +62,7 @@ class MLPNetwork(SideBySide[MLPSettings]):
     settings_type = MLPSettings
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
-        """The modules."""
+        """Create the modules."""
         settings, widest = self.settings, max(WIDE, *widths.values())
         vectors = len(set(settings.summary) - {"visibility"})
         flags = 2 * ("visibility" in settings.summary)
@@ -78,7 +78,7 @@ class MLPNetwork(SideBySide[MLPSettings]):
         self.make_classifier()
 
     def encode(self, modality: str, inputs: Inputs) -> Tensor:
-        """The modality's vector, (N, width). It depends on no other modality."""
+        """Return the modality's vector, (N, width). It depends on no other modality."""
         index = self.modalities.index(modality)
         frames, exists, visible = inputs.of(modality)
         frames = torch.where(visible[..., None], frames, 0.0)
@@ -92,7 +92,7 @@ class MLPNetwork(SideBySide[MLPSettings]):
         if summary:
             summary = [self.input_dropouts[index](torch.cat(summary, 1))]
         if "visibility" in self.settings.summary:
-            # Less 1, so that a modality whose frames are all visible adds nothing.
+            # Minus 1, so that a modality with all frames visible adds nothing.
             share = visible.sum(1) / exists.sum(1).clamp(min=1)
             summary.append(
                 torch.stack([(visible & final).any(1).to(frames.dtype), share.to(frames.dtype)], 1)

@@ -20,12 +20,12 @@ from corrkd.networks.base import Network, Output, fully_connected
 from corrkd.networks.encoder import Dropout, sinusoids_like
 from corrkd.settings import Depth, Strict, Width
 
-EMBEDDING_DEVIATION = 0.02  # of latents and modality embeddings, as in the original
+EMBEDDING_DEVIATION = 0.02  # of initial latents and modality embeddings, as in the original
 
 
 class PerceiverSettings(Strict):
-    """Structure of the Perceiver. The original's: 512 latents of 1024 numbers, 8 rounds; scaled
-    down to short sequences.
+    """Structure of the Perceiver. The original's 512 latents of 1024 numbers and 8 rounds are
+    scaled down to short sequences.
     """
 
     width: Width = Field(32, description="of the latents, and of the frames that they attend to")
@@ -53,8 +53,8 @@ class PerceiverNetwork(Network[PerceiverSettings]):
     """Learned latents attend to the visible frames of all modalities at once, then to each other;
     their mean is the representation.
 
-    Its cost grows with the number of frames, not with its square. A missing frame takes no part;
-    where nothing is visible, the latents alone answer.
+    The cost is linear in the number of frames, not quadratic. Missing frames are ignored; if
+    nothing is visible, the output depends on the latents alone.
     """
 
     name = "perceiver"
@@ -62,7 +62,7 @@ class PerceiverNetwork(Network[PerceiverSettings]):
     settings_type = PerceiverSettings
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
-        """The modules."""
+        """Create the modules."""
         settings = self.settings
         width = settings.width
         self.projections = nn.ModuleList(nn.Linear(widths[m], width) for m in self.modalities)
@@ -81,11 +81,11 @@ class PerceiverNetwork(Network[PerceiverSettings]):
 
     @property
     def representation_width(self) -> int:
-        """Width of the latents, whose mean it is."""
+        """Width of the latents."""
         return self.settings.width
 
     def forward(self, inputs: Inputs) -> Output:
-        """The mean latent, (N, width), and logits."""
+        """Return the mean latent, (N, width), and the logits."""
         frames = self.norm_frames(self.dropout(self.embed(inputs)))
         visible = torch.cat([inputs.visible[m] for m in self.modalities], 1)
         latents = self.cross(self.latents.expand(frames.shape[0], -1, -1), frames, visible)
@@ -96,8 +96,8 @@ class PerceiverNetwork(Network[PerceiverSettings]):
         return Output(representation, self.target.shape_logits(logits))
 
     def embed(self, inputs: Inputs) -> Tensor:
-        """The frames of all modalities in a row, (N, sum of T_m, width): projected, with position
-        and modality; invisible ones as zeros.
+        """Return the frames of all modalities in a row, (N, sum of T_m, width): projected,
+        invisible ones as zeros, with embeddings of position and modality added.
         """
         rows = []
         for index, (m, projection) in enumerate(
@@ -111,13 +111,13 @@ class PerceiverNetwork(Network[PerceiverSettings]):
 
 
 class LatentBlock(nn.Module):
-    """Attention from latents to frames or to the latents themselves, and a feed-forward block; each
-    with a residual, normed before.
+    """Attention from latents to frames or to the latents themselves, and a feed-forward block, both
+    pre-norm with a residual.
 
-    No `AttentionLayer`: its maps have a row for each latent, not for each frame.
+    Not an `AttentionLayer`: its maps have a row for each latent, not for each frame.
 
     Args:
-        settings: of the network.
+        settings: settings of the network.
     """
 
     def __init__(self, settings: PerceiverSettings) -> None:
@@ -140,8 +140,8 @@ class LatentBlock(nn.Module):
 
         Args:
             latents: (N, L, width).
-            frames: (N, T, width), normed, that are attended to; None: the latents.
-            visible: (N, T) booleans: the frames that are attended to; None: all.
+            frames: (N, T, width), normalised, to attend to; None: the latents.
+            visible: (N, T) booleans: which frames are attended to; None: all.
 
         Returns:
             (N, L, width).
@@ -155,7 +155,7 @@ class LatentBlock(nn.Module):
         )
 
     def attend(self, latents: Tensor, frames: Tensor, visible: Tensor | None) -> Tensor:
-        """Multi-head attention, (N, L, width); where nothing is visible, of zeros."""
+        """Return multi-head attention, (N, L, width); all weights are 0 if nothing is visible."""
         head = latents.shape[2] // self.heads
         query = self.query(latents).unflatten(2, (self.heads, head)).transpose(1, 2) * head**-0.5
         key, value = (

@@ -1,6 +1,4 @@
-"""From the frames of one modality to the states of an LSTM or a GRU, as baselines of that time read
-their frames.
-"""
+"""LSTM and GRU over the frames of one modality, for the baselines that use them."""
 
 from __future__ import annotations
 
@@ -14,14 +12,13 @@ PARAMETERS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
 
 class FrameRecurrence(nn.Module):
-    """A one-directional recurrent layer over the frames of one modality; invisible frames are
-    zeros.
+    """A one-directional recurrent layer over the frames of one modality. Invisible frames are read
+    as zeros.
 
-    It reads left to right, so that padding, which comes last, changes no state of a frame that
-    exists.
+    It reads left to right, so padding, which comes last, does not change earlier states.
 
     Args:
-        width: of the states.
+        width: width of the states.
     """
 
     def __init__(self, width: int) -> None:
@@ -30,37 +27,35 @@ class FrameRecurrence(nn.Module):
 
     @property
     def kernel(self) -> nn.RNNBase:
-        """The layer of torch, which holds the parameters."""
+        """The torch layer, which holds the parameters."""
         raise NotImplementedError
 
     def states(self, frames: Tensor) -> Tensor:
-        """What the kernel computes, as a loop over time: (N, T, d_m) -> (N, T, width)."""
+        """Return the output of the kernel, by a loop over time: (N, T, d_m) -> (N, T, width)."""
         raise NotImplementedError
 
     def forward(self, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
-        """(N, T, d_m) and two (N, T) masks, visible within exists -> states (N, T, width), zero in
-        the padding.
+        """Return the states, zero in the padding: (N, T, d_m) and two (N, T) masks
+        -> (N, T, width). `visible` implies `exists`.
         """
         filled = torch.where(visible[..., None], frames, 0.0)
         draws = current_draws()
         if (
             draws is not None and draws.stacked
-        ):  # layers of several runs at once, which torch's kernel cannot do
+        ):  # several runs at once, which torch's kernel does not support
             return self.states(filled) * exists[..., None]
-        # One of several processes may have no sample, which the kernel refuses: it reads one of
-        # zeros, of which nothing is kept.
+        # One of several processes may have no samples, which the kernel refuses: it reads a sample
+        # of zeros, which is cut off again.
         batch = filled if len(filled) else filled.new_zeros(1, *filled.shape[1:])
         states: Tensor = self.kernel(batch)[0][: len(filled)]
         return states * exists[..., None]
 
     def last(self, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
-        """The state after each sample's last frame, (N, width); zeros for a sample without
-        frames.
-        """
+        """Return the state after each sample's last frame, (N, width); zeros if it has no frame."""
         return last_state(self(frames, exists, visible), exists)
 
     def parameters_in_order(self) -> list[Tensor]:
-        """Weights of the inputs and of the states, and the bias of each."""
+        """Return the weights of the inputs and of the states, and the bias of each."""
         return [getattr(self.kernel, name) for name in PARAMETERS]
 
 
@@ -68,8 +63,8 @@ class FrameLSTM(FrameRecurrence):
     """An LSTM over the frames of one modality (Hochreiter and Schmidhuber, 1997).
 
     Args:
-        inputs: d_m, the width of the frames.
-        width: of the states.
+        inputs: d_m, width of the frames.
+        width: width of the states.
     """
 
     def __init__(self, inputs: int, width: int) -> None:
@@ -82,7 +77,7 @@ class FrameLSTM(FrameRecurrence):
         return self.lstm
 
     def states(self, frames: Tensor) -> Tensor:
-        """What `nn.LSTM` computes, as a loop over time: (N, T, d_m) -> (N, T, width)."""
+        """Return the output of `nn.LSTM`, by a loop over time: (N, T, d_m) -> (N, T, width)."""
         inputs, recurrent, first, second = self.parameters_in_order()
         projected = linear(frames, inputs, first + second)
         hidden = cell = projected.new_zeros(len(frames), self.width)
@@ -100,8 +95,8 @@ class FrameGRU(FrameRecurrence):
     product, as in `nn.GRU`.
 
     Args:
-        inputs: d_m, the width of the frames.
-        width: of the states.
+        inputs: d_m, width of the frames.
+        width: width of the states.
     """
 
     def __init__(self, inputs: int, width: int) -> None:
@@ -114,7 +109,7 @@ class FrameGRU(FrameRecurrence):
         return self.gru
 
     def states(self, frames: Tensor) -> Tensor:
-        """What `nn.GRU` computes, as a loop over time: (N, T, d_m) -> (N, T, width)."""
+        """Return the output of `nn.GRU`, by a loop over time: (N, T, d_m) -> (N, T, width)."""
         inputs, recurrent, first, second = self.parameters_in_order()
         projected = linear(frames, inputs, first)
         hidden = projected.new_zeros(len(frames), self.width)
@@ -130,10 +125,10 @@ class FrameGRU(FrameRecurrence):
 
 
 def last_state(states: Tensor, counted: Tensor) -> Tensor:
-    """The state after each sample's last counted frame: (N, T, width) and (N, T) booleans -> (N,
-    width).
+    """Return the state after each sample's last counted frame: (N, T, width) and (N, T) booleans
+    -> (N, width).
 
-    Where no frame is counted, the first state.
+    If no frame is counted, return the first state.
     """
     steps = torch.arange(1, counted.shape[1] + 1, device=counted.device)
     end = (counted * steps).amax(1).sub(1).clamp(min=0)

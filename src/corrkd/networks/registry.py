@@ -1,4 +1,4 @@
-"""The networks by the name in their card, with those of other packages (entry points in the group
+"""Registry of the networks by name, including those of other packages (entry points in the group
 `corrkd.networks`).
 """
 
@@ -24,16 +24,16 @@ BUILT_IN = {
     "gru": "corrkd.networks.gru:GRUNetwork",
     "perceiver": "corrkd.networks.perceiver:PerceiverNetwork",
 }
-# Those that need files and another package, and cannot be built from defaults alone.
+# Networks that need files and another package: defaults are not enough to build them.
 WITH_EXTRAS = {"bert": "corrkd.networks.bert:BertNetwork"}
 
 
 def network_class(name: str) -> type[AnyNetwork]:
-    """Return the network of that name.
+    """Return the network class with the given name.
 
     Raises:
-        CorrKDError: the name is unknown, or the class has another: a saved model is loaded by the
-            name of its network.
+        CorrKDError: if the name is unknown, the entry point cannot be loaded or is not a network,
+            or the class has another `name`, by which saved models find it.
     """
     built_in = {**BUILT_IN, **WITH_EXTRAS}
     kind: type[AnyNetwork] = find(name, built_in, GROUP, Network, "network", attribute="name")

@@ -1,7 +1,7 @@
-"""A network with its card on disk: `student.safetensors` (parameters, normalisation) and
+"""Networks on disk with their cards: `student.safetensors` (parameters, normalisation) and
 `student.json` (everything else, readable).
 
-Neither file can carry code. The card is written last: where it is, the model is whole.
+Neither file can contain code. The card is written last: if it exists, the model is complete.
 """
 
 from __future__ import annotations
@@ -48,10 +48,8 @@ from corrkd.targets.labels import Name
 from corrkd.targets.registry import target_from_json
 
 FORMAT = 1
-LARGEST = 100_000  # width or frames of a modality
-LARGEST_TABLES = (
-    2**27
-)  # numbers in the buffers that a network makes for itself, as tables of positions
+LARGEST = 100_000  # width or number of frames of a modality
+LARGEST_TABLES = 2**27  # numbers in a network's buffers, such as tables of positions
 Size = Annotated[int, Field(ge=1, le=LARGEST)]
 
 
@@ -67,7 +65,7 @@ class _ModalityCard(_Strict):
 
 
 class _Card(_Strict):
-    """The content of a model's card; `network`, `target` and `evaluated` have further types."""
+    """Content of a model's card; `network`, `target` and `evaluated` have further types."""
 
     format: Literal[1]
     corrkd: str = ""
@@ -85,18 +83,18 @@ class _Card(_Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class SavedNetwork:
-    """A trained network with what it needs to be used: raw features in, classes out.
+    """A trained network with what is needed to use it: raw features in, classes out.
 
     Attributes:
-        network: in eval mode.
-        normalisation: of the raw features, from its training split.
-        target: what it predicts.
-        frames: the most frames T_m by modality in the data.
-        missing: what training samples lack anyway: a share of frames, by modality, and over the
-            modalities that a sample has, the 95th percentile over samples; None: not recorded.
+        network: in evaluation mode.
+        normalisation: of the raw features, from the training split.
+        target: what the network predicts.
+        frames: largest number of frames T_m in the data, by modality.
+        missing: usual shares of missing frames in training samples (95th percentiles), by modality
+            and over the modalities of a sample; None: not recorded.
         about: plain facts: role, seed, epoch, selection rule, data's name and SHA-256, versions,
             history.
-        evaluated: what its evaluation found out; None before there was one.
+        evaluated: the evaluation results; None before the evaluation.
     """
 
     network: AnyNetwork
@@ -127,12 +125,12 @@ class SavedNetwork:
         return {m: len(self.normalisation.center[m]) for m in self.modalities}
 
     def fit(self, dataset: MultimodalDataset, *, partly: bool = False) -> MultimodalDataset:
-        """The dataset with this network's modalities and classes in its order; `partly`: those of
-        the modalities that it has.
+        """Return the dataset with this network's modalities and classes, in its order; if `partly`,
+        the dataset may lack some of the modalities.
 
         Raises:
-            CorrKDError: where one is absent (if `partly`: all are), of another width, or longer
-                than the network reads.
+            CorrKDError: if a modality is absent (if `partly`: all are), has another width, or is
+                longer than the network reads.
         """
         names = (
             tuple(m for m in self.modalities if m in dataset.modalities)
@@ -164,16 +162,16 @@ def build_network(
     settings: BaseModel,
     network_type: type[AnyNetwork] = CorrKDNetwork,
 ) -> AnyNetwork:
-    """An untrained network for a target; its initialisation follows torch's global seed.
+    """Return an untrained network for a target. Its initialisation follows torch's global seed.
 
     Raises:
-        CorrKDError: where the network cannot be made for these modalities.
+        CorrKDError: if the network cannot be built for these modalities.
     """
     return network_type(widths, frames, target=target, settings=settings)
 
 
 def save_network(stem: Path, saved: SavedNetwork) -> None:
-    """Writes `stem`.safetensors and `stem`.json."""
+    """Write `stem`.safetensors and `stem`.json."""
     tensors_path, card_path = _files(stem)
     data, card = packed(saved)
     write_bytes(tensors_path, data)
@@ -181,19 +179,19 @@ def save_network(stem: Path, saved: SavedNetwork) -> None:
 
 
 def write_card(path: Path, card: Mapping[str, Any]) -> None:
-    """Writes a card as readable JSON, with its digest."""
+    """Write a card as readable JSON, with its digest."""
     write_text(path, json_text(with_digest(card)))
 
 
 def add_evaluated(stem: Path, evaluated: Evaluated) -> None:
-    """Adds to a model's card what an evaluation found out."""
+    """Add the evaluation results to a model's card."""
     card_path = _files(stem)[1]
     write_card(card_path, {**read_card(card_path), "evaluated": evaluated.model_dump(mode="json")})
 
 
 def recorded(stem: Path, fact: str) -> Any:
-    """A fact that training recorded on a model's card. Raises CorrKDError where the card is damaged
-    or lacks it.
+    """Return a fact that training recorded on a model's card. Raises CorrKDError if the card is
+    damaged or lacks the fact.
     """
     path = _files(stem)[1]
     about = read_card(path)["about"]
@@ -205,7 +203,7 @@ def recorded(stem: Path, fact: str) -> Any:
 
 
 def packed(saved: SavedNetwork) -> tuple[bytes, dict[str, Any]]:
-    """The two files' contents: tensors as safetensors, and the card."""
+    """Return the contents of a model's two files: tensors as safetensors, and the card."""
     tensors = {
         f"network.{name}": value.contiguous() for name, value in saved.network.state_dict().items()
     }
@@ -243,17 +241,16 @@ def _modality_card(saved: SavedNetwork, modality: str) -> dict[str, float]:
 
 
 def load_network(stem: Path) -> SavedNetwork:
-    """Reads what `save_network` wrote; `stem` with or without the ending.
+    """Return the model that `save_network` wrote; `stem` with or without suffix.
 
     Raises:
-        CorrKDError: where a file is missing, damaged, or its tensors have other shapes than the
-            card says.
+        CorrKDError: if a file is missing or damaged, or a tensor's shape differs from the card.
     """
     return read_network(*_files(stem))
 
 
 def read_network(path: Path, card_path: Path) -> SavedNetwork:
-    """A model of its two files. Raises CorrKDError as `load_network`."""
+    """Return the model in two files. Raises CorrKDError as `load_network`."""
     card = read_card(card_path)
     try:
         data = path.read_bytes()
@@ -280,7 +277,7 @@ def read_network(path: Path, card_path: Path) -> SavedNetwork:
 
 
 def load_student(path: str | Path) -> SavedNetwork:
-    """A trained student.
+    """Return a trained student.
 
     Args:
         path: a run's folder or its dataset's (the first seed's reference arm), a seed's folder, an
@@ -288,7 +285,7 @@ def load_student(path: str | Path) -> SavedNetwork:
             "zoo:NAME" (`corrkd.zoo`).
 
     Raises:
-        CorrKDError: where there is none, or it is damaged.
+        CorrKDError: if there is no student at the path, or it is damaged.
     """
     path = zoo.resolve(path).absolute()  # "." has no name
     if (folder := folder_alone(path)) is not None:
@@ -303,8 +300,8 @@ def load_student(path: str | Path) -> SavedNetwork:
 
 
 def _stems(path: Path) -> Iterator[Path]:
-    """Where a path may lead to a student: itself, an arm's folder, or the reference arm of a
-    seed's, a dataset's or a run's folder.
+    """Yield the stems at which a path may have a student: itself, in an arm's folder, or the
+    reference arm of a seed's, a dataset's or a run's folder.
     """
     yield path
     inside = [
@@ -321,11 +318,11 @@ def _stems(path: Path) -> Iterator[Path]:
 
 
 def dataset_folder(path: Path) -> Path | None:
-    """Return the dataset's folder that a path lies in, or that a run's folder has alone; None where
-    there is none.
+    """Return the dataset's folder that contains a path, or the only one in a run's folder;
+    otherwise None.
 
     Raises:
-        CorrKDError: where the run has several datasets.
+        CorrKDError: if the run has several datasets.
     """
     for folder in (path, *path.parents[:3]):
         if (folder / RUN).is_file():
@@ -340,8 +337,8 @@ def dataset_folder(path: Path) -> Path | None:
 
 
 def reference_arm(dataset: Path) -> str:
-    """Return the arm of a dataset's folder that others are compared with. Raises CorrKDError where
-    run.json does not name it.
+    """Return the arm of a dataset's folder with which the others are compared. Raises CorrKDError
+    if run.json does not name it.
     """
     tree = read_json(dataset / RUN)
     name = tree.get("reference") if isinstance(tree, dict) else None
@@ -351,8 +348,8 @@ def reference_arm(dataset: Path) -> str:
 
 
 def folder_alone(path: Path) -> Path | None:
-    """The folder of a model by itself, of which a path is the folder or a file; None of anything
-    else.
+    """Return the folder of a model outside a run, if a path is this folder or one of its files;
+    otherwise None.
     """
     folder = path if path.is_dir() else path.parent
     is_model = (folder / CARD).is_file() and not (folder / RUN).exists()
@@ -360,13 +357,13 @@ def folder_alone(path: Path) -> Path | None:
 
 
 def _files(stem: Path) -> tuple[Path, Path]:
-    """A model's two files; its name may hold dots."""
+    """Return the paths of a model's two files; its name may contain dots."""
     name = stem.name.removesuffix(".json").removesuffix(".safetensors")
     return stem.with_name(f"{name}.safetensors"), stem.with_name(f"{name}.json")
 
 
 def seed_folders(run: Path) -> list[Path]:
-    """`seed-N` folders of a run, by number."""
+    """Return the `seed-N` folders of a run, in the order of their numbers."""
     folders = [
         p
         for p in run.glob("seed-*")
@@ -376,8 +373,8 @@ def seed_folders(run: Path) -> list[Path]:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """A model's card. Raises CorrKDError where it is none, lacks something, or was changed since it
-    was written.
+    """Return a model's card. Raises CorrKDError if the file is not a card, lacks something, or was
+    changed after it was written.
     """
     card = read_json(path)
     if not isinstance(card, dict) or card.get("format") != FORMAT:
@@ -418,7 +415,7 @@ def _assemble(card: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> S
     normalisation = Normalisation(
         center={m: _statistic(tensors, f"center.{m}", width) for m, width in widths.items()},
         scale={m: _statistic(tensors, f"scale.{m}", width) for m, width in widths.items()},
-        # No more than the data's longest, which is as far as learned positions reach.
+        # At most the longest in the data, where learned positions end.
         lengths={m: min(length, frames[m]) for m, length in lengths.items()},
         clip=None if card["clip"] is None else float(card["clip"]),
     )

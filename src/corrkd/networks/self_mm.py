@@ -19,8 +19,8 @@ from corrkd.settings import Width
 
 
 class SelfMMSettings(BaseModel):
-    """Self-MM's structure. The original's: LSTMs of 16 to 64 with outputs of 16 or 32 a modality,
-    BERT's 768, 128 fused.
+    """Structure of Self-MM. The original's: LSTMs of 16 to 64 with outputs of 16 or 32 per
+    modality, BERT's 768, 128 fused.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -37,7 +37,7 @@ class SelfMMNetwork(Network[SelfMMSettings]):
     """Encoders F_s, shared by all tasks; a fused representation F*_m with its head, and F*_s with
     its head for each modality.
 
-    Only the multimodal head answers; the unimodal ones shape the encoders in training.
+    Only the multimodal head predicts; the unimodal heads train the encoders.
     """
 
     name = "self-mm"
@@ -45,7 +45,7 @@ class SelfMMNetwork(Network[SelfMMSettings]):
     settings_type = SelfMMSettings
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
-        """The modules."""
+        """Create the modules."""
         settings = self.settings
         self.encoders = nn.ModuleList(FrameLSTM(widths[m], settings.width) for m in self.modalities)
         self.fuse = nn.Linear(len(self.modalities) * settings.width, settings.fusion)
@@ -64,30 +64,30 @@ class SelfMMNetwork(Network[SelfMMSettings]):
         return self.settings.fusion
 
     def forward(self, inputs: Inputs) -> Output:
-        """F*_m and the multimodal logits."""
+        """Return F*_m and the multimodal logits."""
         return self.fused(self.encode(inputs))
 
     def tasks(self, inputs: Inputs) -> tuple[Output, list[Output]]:
-        """All tasks of one pass: the multimodal output, and one per modality in the order of
-        `modalities`.
+        """Return the outputs of all tasks in one pass: the multimodal one, and one per modality in
+        the order of `modalities`.
         """
         encoded = self.encode(inputs)
         return self.fused(encoded), [self.unimodal(index, x) for index, x in enumerate(encoded)]
 
     def encode(self, inputs: Inputs) -> list[Tensor]:
-        """F_s of each modality, (N, width)."""
+        """Return F_s of each modality, (N, width)."""
         return [
             encoder.last(*inputs.of(m))  # type: ignore[operator]
             for m, encoder in zip(self.modalities, self.encoders, strict=True)
         ]
 
     def fused(self, encoded: list[Tensor]) -> Output:
-        """F*_m = relu(W [F_1; ...; F_M] + b) and its answer."""
+        """Return F*_m = relu(W [F_1; ...; F_M] + b) and its logits."""
         representation = torch.relu(self.fuse(self.dropout(torch.cat(encoded, 1))))
         return Output(representation, self.target.shape_logits(self.head(representation)))
 
     def unimodal(self, index: int, encoded: Tensor) -> Output:
-        """F*_s = relu(W_s F_s + b_s) of the modality at `place`, and its answer."""
+        """Return F*_s = relu(W_s F_s + b_s) of the modality at `index`, and its logits."""
         representation = torch.relu(self.projections[index](self.dropout(encoded)))
         return Output(
             representation, self.target.shape_logits(self.unimodal_heads[index](representation))

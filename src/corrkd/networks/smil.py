@@ -1,4 +1,4 @@
-"""SMIL's network: reconstruction of missing modalities from priors, and features under learned
+"""SMIL's network: reconstruction of missing modalities from priors, and features under a learned
 perturbation (Ma et al., AAAI 2021).
 """
 
@@ -21,13 +21,13 @@ from corrkd.settings import NetworkSettings, Width
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 
-TINY = 1e-8  # of a sum of weights, to divide by
-NEUTRAL = math.log(math.e - 1.0)  # softplus of it is 1: no perturbation
+TINY = 1e-8  # lower bound of a sum of weights, to divide by
+NEUTRAL = math.log(math.e - 1.0)  # its softplus is 1: no perturbation
 
 
 class SMILSettings(BaseModel):
-    """SMIL's hyper-parameters. Sizes, rates and weights are for sets of a few thousand samples,
-    unlike the original's.
+    """Hyperparameters of SMIL. Unlike the original's, sizes, rates and weights are for datasets of
+    a few thousand samples.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -56,24 +56,24 @@ class SMILSettings(BaseModel):
 
 
 class Gaussian(NamedTuple):
-    """A normal law with independent coordinates: mean and standard deviation, of equal shape."""
+    """A normal distribution with independent coordinates; mean and deviation are of equal shape."""
 
     mean: Tensor
     deviation: Tensor
 
     def drawn(self, training: bool) -> Tensor:
-        """A draw in training, differentiable in both; the mean otherwise."""
+        """Return a draw in training, differentiable in mean and deviation; otherwise the mean."""
         return self.mean + self.deviation * torch.randn_like(self.mean) if training else self.mean
 
     def divergence(self, mean: float, deviation: float) -> Tensor:
-        """KL divergence from a normal prior, summed over coordinates: (N,)."""
+        """Return the KL divergence from a normal prior, summed over coordinates, (N,)."""
         ratio = (self.deviation / deviation).square()
         return 0.5 * (ratio + ((self.mean - mean) / deviation).square() - 1.0 - ratio.log()).sum(-1)
 
 
 class GaussianLayer(nn.Module):
-    """A linear layer whose outputs are normal: mean and deviation are both linear in the input, the
-    latter through softplus.
+    """A linear layer with normally distributed outputs: mean and deviation are both linear in the
+    input, the latter through softplus.
     """
 
     def __init__(self, inputs: int, outputs: int, mean: float, deviation: float) -> None:
@@ -85,7 +85,7 @@ class GaussianLayer(nn.Module):
             self.deviation.bias.fill_(math.log(math.expm1(deviation)))
 
     def forward(self, x: Tensor) -> Gaussian:
-        """(N, inputs) -> a law of (N, outputs)."""
+        """Return the distribution of the outputs: (N, inputs) -> (N, outputs)."""
         return Gaussian(self.mean(x), softplus(self.deviation(x)))
 
 
@@ -94,8 +94,8 @@ class SMILOutput(NamedTuple):
 
     Attributes:
         representation: (N, M x width), perturbed.
-        logits: as the network's.
-        perturbation: the law of the perturbation, (N, M x width).
+        logits: in the target's shape.
+        perturbation: distribution of the perturbation, (N, M x width).
     """
 
     representation: Tensor
@@ -104,25 +104,24 @@ class SMILOutput(NamedTuple):
 
 
 class SMILNetwork(Network[SMILSettings]):
-    """Encoders see frames that are visible; at the others stands a mean of the modality's priors,
-    weighted by what all modalities show.
+    """Encoders that read missing frames as a mean of the modality's priors, weighted by what all
+    modalities show.
 
-    `set_priors` comes before training.
+    `set_priors` must be called before training.
     """
 
     name = "smil"
     settings_type = SMILSettings
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
-        """The modules."""
+        """Create the modules."""
         settings = self.settings
         structure = settings.network
         width = self.representation_width
         self.encoders = nn.ModuleList(
             Encoder(widths[m], frames[m], structure) for m in self.modalities
         )
-        # Each modality's (K, d_m) under its place, since a buffer's name may not hold a dot and a
-        # modality's may.
+        # Named by index, since a modality's name may contain dots, but a buffer's may not.
         for index, m in enumerate(self.modalities):
             self.register_buffer(f"priors{index}", torch.zeros(settings.priors, widths[m]))
         self.reconstruction = nn.ModuleList(
@@ -136,28 +135,28 @@ class SMILNetwork(Network[SMILSettings]):
 
     @property
     def representation_width(self) -> int:
-        """Width of all modalities' features side by side."""
+        """Total width of all modalities' features."""
         return len(self.modalities) * self.settings.network.width
 
     @torch.no_grad()
     def set_priors(self, centres: Mapping[str, Tensor]) -> None:
-        """Sets the priors, (K, d_m) by modality; fewer than K stand more than once."""
+        """Set the priors, (K, d_m) by modality; fewer than K centres are repeated."""
         for m in self.modalities:
             priors = self.priors(m)
             priors.copy_(centres[m][torch.arange(len(priors)) % len(centres[m])])
 
     def priors(self, modality: str) -> Tensor:
-        """(K, d_m)."""
+        """Return the modality's priors, (K, d_m)."""
         out: Tensor = getattr(self, f"priors{self.modalities.index(modality)}")
         return out
 
     def forward(self, inputs: Inputs) -> Output:
-        """Representation and logits."""
+        """Return the representation, (N, M x width), and the logits."""
         out = self.respond(inputs)
         return Output(out.representation, out.logits)
 
     def respond(self, inputs: Inputs) -> SMILOutput:
-        """`forward`, with the law of the perturbation."""
+        """Return the output together with the distribution of the perturbation."""
         features = self.look(inputs)
         parts = []
         for m, encoder in zip(self.modalities, self.encoders, strict=True):
@@ -174,29 +173,27 @@ class SMILNetwork(Network[SMILSettings]):
         return SMILOutput(representation, logits, perturbation)
 
     def longest(self, frames: Mapping[str, int]) -> dict[str, int]:
-        """Learned positions end where the training's do."""
+        """Return `frames` if positions are learned, since these end there; otherwise no bounds."""
         return dict(frames) if self.settings.network.positions == "learned" else {}
 
     def look(self, inputs: Inputs) -> Tensor:
-        """What the visible frames alone show, (N, M x width): zeros for a modality that is wholly
-        missing.
-        """
+        """Return features of the visible frames, (N, M x width); zeros for missing modalities."""
         both = zip(self.modalities, self.encoders, strict=True)
         parts = [encoder(*inputs.of(m)) * inputs.visible[m].any(1)[:, None] for m, encoder in both]
         return torch.cat(parts, 1)
 
     def reconstruct(self, modality: str, features: Tensor) -> Tensor:
-        """The frame that stands for the modality's missing ones, (N, d_m): a convex combination of
-        its priors.
+        """Return the frame that replaces the modality's missing ones, (N, d_m): a convex
+        combination of its priors.
 
-        The weights are softplus of a draw (in training) or of its mean, divided by their sum.
+        The weights are softplus of a draw (in training) or of the mean, divided by their sum.
         """
         law: Gaussian = self.reconstruction[self.modalities.index(modality)](features)
         weights = softplus(law.drawn(self.training))
         return weights / weights.sum(1, keepdim=True).clamp(min=TINY) @ self.priors(modality)
 
     def without(self, modality: str, features: Tensor) -> Tensor:
-        """`look` as if that modality were wholly missing."""
+        """Return the features of `look` as if the modality were entirely missing."""
         index, width = self.modalities.index(modality), self.settings.network.width
         kept = torch.arange(features.shape[1], device=features.device) // width != index
         return features * kept

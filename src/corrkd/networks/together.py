@@ -1,5 +1,5 @@
-"""One network, or several of one structure at once, behind one interface: their outputs have a
-first axis of networks, (S, ...).
+"""One interface to a single network and to several of the same structure: outputs have a first axis
+of networks, (S, ...).
 """
 
 from __future__ import annotations
@@ -16,27 +16,25 @@ from corrkd.networks.base import AnyNetwork, Output
 
 
 class ModalityWise(Protocol):
-    """A network whose encoders do not see each other's modality (`Network.modality_wise`)."""
+    """A network that encodes each modality without the others (`Network.modality_wise`)."""
 
     modalities: tuple[str, ...]
 
     def encode(self, modality: str, inputs: Inputs) -> Tensor:
-        """Return the modality's part of H, (N, width). It depends on no other modality of the
-        inputs.
-        """
+        """Return the modality's part of H, (N, width). It depends on no other modality."""
 
     def classify(self, representation: Tensor) -> Tensor:
-        """(N, M x width) -> logits."""
+        """Return the logits of H, (N, M x width)."""
 
 
 class Answering(Protocol):
-    """S networks that are shown the same samples."""
+    """S networks that read the same samples."""
 
     def encode(self, modality: str, inputs: Inputs) -> Tensor:
-        """Return the modality's part of H, (S, N, width), of networks that are modality-wise."""
+        """Return the modality's part of H, (S, N, width); the networks must be modality-wise."""
 
     def classify(self, representation: Tensor) -> Tensor:
-        """Return the logits of H, (S, N, M x width), of networks that are modality-wise."""
+        """Return the logits of H, (S, N, M x width); the networks must be modality-wise."""
 
     def in_context(self, inputs: Inputs, context: Context) -> Output:
         """Return representations and logits, each (S, N, ...)."""
@@ -63,7 +61,7 @@ class Alone:
 
 
 class Stacked:
-    """Several networks in one pass (`torch.vmap`), with the parameters that they have now.
+    """Several networks in one pass (`torch.vmap`), with their parameters at the time of creation.
 
     Args:
         networks: of one structure, in evaluation mode, stackable.
@@ -98,7 +96,7 @@ class Stacked:
 
 
 class _Called(nn.Module):
-    """A network whose methods `functional_call` reaches by their names."""
+    """A network with its methods callable by name, for `functional_call`."""
 
     def __init__(self, network: AnyNetwork) -> None:
         super().__init__()
@@ -106,5 +104,5 @@ class _Called(nn.Module):
         self.network = network
 
     def forward(self, name: str, *arguments: Any) -> Any:
-        """What the network's method of that name returns."""
+        """Return the result of the network's method with this name."""
         return getattr(self.network, name)(*arguments)

@@ -26,7 +26,7 @@ from corrkd.settings import Depth, NetworkSettings
 
 
 class TransMSettings(BaseModel):
-    """TransModality's hyper-parameters, of a size for sets of a few thousand samples."""
+    """Hyperparameters of TransModality, for datasets of a few thousand samples."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -52,11 +52,11 @@ class TransMSettings(BaseModel):
 
 
 class Translation(NamedTuple):
-    """One way through a cell: from `source` to `target`, and back.
+    """One direction through a cell: from `source` to `target`, and back.
 
     Attributes:
-        source, target: names.
-        joint: what the encoder makes of the source, (N, T_source, width): the joint features.
+        source, target: names of the modalities.
+        joint: joint features, encoded from the source, (N, T_source, width).
         there: the target's frames, (N, T_target, d_target).
         back: the source's frames from `there`, (N, T_source, d_source).
     """
@@ -69,18 +69,18 @@ class Translation(NamedTuple):
 
 
 class TransMNetwork(Network[TransMSettings]):
-    """A fusion cell for each pair (centre, other); the cells' joint features, pooled, side by side;
-    fully connected layers on top.
+    """A fusion cell for each pair (centre, other), the pooled joint features of the cells side by
+    side, and fully connected layers on top.
 
     Raises:
-        CorrKDError: where there are fewer than two modalities, or the centre is none of them.
+        CorrKDError: if there are fewer than two modalities, or the centre is not one of them.
     """
 
     name = "transm"
     settings_type = TransMSettings
 
     def build(self, widths: Mapping[str, int], frames: Mapping[str, int]) -> None:
-        """The modules."""
+        """Create the modules."""
         settings = self.settings
         structure = settings.network
         self.centre = settings.centre or self.modalities[0]
@@ -110,12 +110,12 @@ class TransMNetwork(Network[TransMSettings]):
 
     @property
     def representation_width(self) -> int:
-        """Width of both ways of all cells and of the streams."""
+        """Total width of both directions of all cells, and of the streams."""
         return (2 * len(self.others) + len(self.streams)) * self.settings.network.width
 
     def forward(self, inputs: Inputs) -> Output:
-        """The representation is (N, 2 x cells x width), with the streams M x width more. Nothing is
-        decoded.
+        """Return the representation, (N, (2 x cells + streams) x width), and the logits, without
+        decoding.
         """
         parts = []
         for m, cell in self.pairs():
@@ -124,48 +124,46 @@ class TransMNetwork(Network[TransMSettings]):
         return self.predict(torch.cat([*parts, *self.unimodal(inputs)], 1))
 
     def pairs(self) -> Iterator[tuple[str, FusionCell]]:
-        """The cells, each with the modality that it pairs with the centre."""
+        """Return the cells, each with the modality that it pairs with the centre."""
         return zip(self.others, (cast(FusionCell, cell) for cell in self.cells), strict=True)
 
     def unimodal(self, inputs: Inputs) -> list[Tensor]:
-        """A vector (N, width) of each modality by itself; none where the settings ask for no such
-        streams.
-        """
+        """Return a vector (N, width) of each modality alone; none without unimodal streams."""
         return [
             stream(*inputs.of(m)) for m, stream in zip(self.modalities, self.streams, strict=False)
         ]
 
     def predict(self, representation: Tensor) -> Output:
-        """Representation and logits."""
+        """Return the representation with its logits."""
         logits: Tensor = self.classifier(self.dropout(representation))
         return Output(representation, self.target.shape_logits(logits))
 
     def translate(self, inputs: Inputs) -> list[Translation]:
-        """Both ways through every cell, in the order of the representation."""
+        """Return both directions through every cell, in the order of the representation."""
         out, exists = [], inputs.exists
         for m, cell in self.pairs():
             for way, (source, target) in enumerate(((self.centre, m), (m, self.centre))):
                 joint = cell.encode(way, *inputs.of(source))
                 there = cell.decode(way, joint, exists[source], exists[target])
-                # Back goes what was translated, through the translator of the other way.
+                # The translation goes back through the translator of the other direction.
                 again = cell.encode(1 - way, there, exists[target], exists[target])
                 back = cell.decode(1 - way, again, exists[target], exists[source])
                 out.append(Translation(source, target, joint, there, back))
         return out
 
     def longest(self, frames: Mapping[str, int]) -> dict[str, int]:
-        """Learned positions of the streams end where the training's do."""
+        """Return `frames` if the streams have learned positions; otherwise no bounds."""
         return dict(frames) if self.streams and self.settings.network.positions == "learned" else {}
 
     def fuse(self, translations: list[Translation], inputs: Inputs) -> Output:
-        """`forward` from what `translate` has encoded already."""
+        """Return the output of `forward` from the joint features of `translate`."""
         joint = [pool(t.joint, inputs.exists[t.source]) for t in translations]
         return self.predict(torch.cat([*joint, *self.unimodal(inputs)], 1))
 
 
 class FusionCell(nn.Module):
-    """Two translators between a pair of modalities, one for each way; what one writes, the other
-    reads back.
+    """Two translators between a pair of modalities, one per direction; each translates back what
+    the other writes.
     """
 
     def __init__(
@@ -177,18 +175,18 @@ class FusionCell(nn.Module):
         self.decoders = nn.ModuleList(TranslationDecoder(target, decoder) for _, target in ways)
 
     def encode(self, way: int, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
-        """Joint features (N, T, width) of the first (way 0) or second (way 1) modality's frames."""
+        """Return joint features (N, T, width) of the first (way 0) or second (way 1) modality."""
         out: Tensor = self.encoders[way](frames, exists, visible)
         return out
 
     def decode(self, way: int, joint: Tensor, attended: Tensor, exists: Tensor) -> Tensor:
-        """Frames of the second (way 0) or first (way 1) modality, (N, T_target, d_target)."""
+        """Return the second (way 0) or first (way 1) modality's frames, (N, T_target, d_target)."""
         out: Tensor = self.decoders[way](joint, attended, exists)
         return out
 
 
 class TranslationEncoder(nn.Module):
-    """Convolution, positions and self-attention, frame by frame."""
+    """Convolution, positions and self-attention, with one output per frame."""
 
     def __init__(self, inputs: int, settings: NetworkSettings) -> None:
         super().__init__()
@@ -198,7 +196,7 @@ class TranslationEncoder(nn.Module):
         self.norm = nn.LayerNorm(settings.width)
 
     def forward(self, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
-        """(N, T, d) and two masks -> (N, T, width). A frame that is missing is zero."""
+        """Return joint features: (N, T, d), two masks -> (N, T, width). Missing frames are zero."""
         frames = torch.where(visible[..., None], frames, torch.zeros_like(frames))
         hidden = self.embed(frames)
         hidden = self.dropout(hidden + sinusoids(hidden.shape[1], hidden.shape[2]).to(hidden))
@@ -210,8 +208,8 @@ class TranslationEncoder(nn.Module):
 
 
 class TranslationDecoder(nn.Module):
-    """A query for each frame of the target attends to its fellows and to the source, and becomes
-    that frame.
+    """A query for each frame of the target attends to the other queries and to the source, and is
+    projected to that frame.
     """
 
     def __init__(self, outputs: int, settings: NetworkSettings) -> None:
@@ -230,17 +228,17 @@ class TranslationDecoder(nn.Module):
         self.project = nn.Linear(width, outputs)
 
     def forward(self, joint: Tensor, attended: Tensor, exists: Tensor) -> Tensor:
-        """(N, T_source, width), its mask and the target's -> (N, T_target, outputs)."""
+        """Return frames: (N, T_source, width), its mask, the target's -> (N, T_target, outputs)."""
         count = len(joint)
         if (
             not count
-        ):  # one of several processes may have no sample, which torch's attention does not take
+        ):  # one of several processes may have no samples, which torch's attention refuses
             joint, attended, exists = (
                 x.new_zeros(1, *x.shape[1:]) for x in (joint, attended, exists)
             )
         positions = sinusoids(exists.shape[1], joint.shape[2]).to(joint)
         queries = (self.query + positions).expand(len(joint), -1, -1)
-        # Finite, so that a sample without a frame stays finite too.
+        # Finite, so that a sample without frames stays finite.
         source, target = (
             torch.where(mask, 0.0, -1e4).to(joint.dtype) for mask in (attended, exists)
         )

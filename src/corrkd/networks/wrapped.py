@@ -1,5 +1,5 @@
-"""Any torch module as a network of this package, by a `forward(language, audio, vision)` that
-returns logits.
+"""Wrapper that turns any torch module into a network of this package, if its `forward(language,
+audio, vision)` returns logits.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from corrkd.targets.base import Target
 
 
 class WrappedSettings(Strict):
-    """No options: the module already has its structure."""
+    """No settings: the module already has its structure."""
 
 
 class WrappedNetwork(Network[WrappedSettings]):
-    """A module that is not of this package, as teacher or student.
+    """A module from outside this package, as teacher or student.
 
-    Its `forward` gets one tensor (N, T_m, d_m) per modality, zero where a frame is missing or
-    padding: by name where its parameters are named after the modalities, else one after the other
-    in the dataset's order. It returns logits (N, K) (for a score also (N,); for Q questions (N, Q,
-    2) or (N, 2 Q)), a pair of representation (N, D) and logits, or an object or mapping with
-    `logits` and perhaps `representation`.
+    Its `forward` receives one tensor (N, T_m, d_m) per modality, zero where a frame is missing or
+    padding: by name if its parameters are named after the modalities, otherwise in the dataset's
+    order. It returns logits (N, K) (for a score also (N,); for Q questions (N, Q, 2) or (N, 2 Q)),
+    a pair of representation (N, D) and logits, or an object or mapping with `logits` and optionally
+    `representation`.
 
     Args:
-        module: with its parameters; it is trained in place.
+        module: the module; it is trained in place.
         example: samples on which the module is tried once.
         target: what is predicted.
 
     Raises:
-        CorrKDError: the module fails on the example, or returns something else.
+        CorrKDError: if the module fails on the example or returns something else.
     """
 
     name = "wrapped"
@@ -55,11 +55,11 @@ class WrappedNetwork(Network[WrappedSettings]):
 
     @property
     def representation_width(self) -> int:
-        """Width D of what the module returns beside the logits; 0 where it returns logits alone."""
+        """Width D of the module's representation; 0 if it returns logits alone."""
         return self._width
 
     def forward(self, inputs: Inputs) -> Output:
-        """Return representation, (N, 0) where there is none, and logits."""
+        """Return the representation, (N, 0) if the module returns none, and the logits."""
         frames = {m: inputs.frames[m] * inputs.visible[m][..., None] for m in self.modalities}
         returned = self.module(**frames) if self._by_name else self.module(*frames.values())
         representation, logits = _parts(returned)
@@ -68,7 +68,7 @@ class WrappedNetwork(Network[WrappedSettings]):
         return Output(representation, self.target.shape_logits(logits.reshape(len(logits), -1)))
 
     def _try(self, example: Batch) -> int:
-        """Width of the representation."""
+        """Try the module on an example and return the width of its representation."""
         what = type(self.module).__name__
         training = self.module.training
         self.module.eval()
@@ -77,7 +77,7 @@ class WrappedNetwork(Network[WrappedSettings]):
                 output: Output = self(example.complete())
         except CorrKDError:
             raise
-        except Exception as error:  # whatever a module raises
+        except Exception as error:  # a module may raise anything
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             shapes = ", ".join(f"{m} {tuple(x.shape)}" for m, x in example.frames.items())
             raise CorrKDError(f"{what}: its forward fails on {shapes}: {reason}") from None
@@ -93,7 +93,7 @@ class WrappedNetwork(Network[WrappedSettings]):
 
 
 def _parts(returned: Any) -> tuple[Tensor | None, Tensor]:
-    """Representation and logits of what a module returned."""
+    """Return the representation, which may be None, and the logits from a module's output."""
     if isinstance(returned, Tensor):
         return None, returned
     if isinstance(returned, Mapping):
