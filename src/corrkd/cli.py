@@ -39,7 +39,7 @@ app = typer.Typer(
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    rich_markup_mode=None,  # or square brackets in help texts would be read as markup
+    rich_markup_mode=None,  # otherwise square brackets in help texts would be read as markup
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(

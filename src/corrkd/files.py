@@ -166,8 +166,8 @@ def _lock(path: Path) -> FileLock:
 
 
 def _taken(lock: FileLock) -> bool:
-    """Return whether this process could take a lock, which ends with it: False if another process
-    holds the lock or has just removed its file.
+    """Try to take a lock, which ends with this process. Return False if another process holds the
+    lock or has just removed its file.
     """
     try:
         lock.acquire(timeout=0)
@@ -258,7 +258,7 @@ def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[Path]:
 
 @contextmanager
 def exclusive(folder: Path, busy: str) -> Iterator[None]:
-    """Create a folder and let only one process at a time into the block for it. The lock ends with
+    """Create a folder and let only one process at a time run the block for it. The lock ends with
     the process, even if it is killed.
 
     Raises:
@@ -284,8 +284,8 @@ def remove_parts(folder: Path, name: str | None = None) -> None:
 
     Args:
         folder: where to look.
-        name: remove only temporary files of this file, and temporary folders of `replacing_all`, in
-            `folder` itself; default: all, in `folder` and its subfolders.
+        name: remove only the temporary files of this file and temporary folders of `replacing_all`,
+            not in subfolders; default: remove all, in subfolders too.
     """
     temporary = re.compile(
         rf"(\.{'.+' if name is None else re.escape(name)}\.[0-9a-f]{{8}})({PART}|{LOCK})"

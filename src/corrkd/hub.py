@@ -61,7 +61,7 @@ def parse_model(text: str) -> ModelName:
 
 
 class ModelFiles:
-    """The files of a model, downloaded from the hub unless the name is that of a folder.
+    """The files of a model, in a folder or downloaded from the hub.
 
     Args:
         name: name and revision of the model.

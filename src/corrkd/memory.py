@@ -75,8 +75,8 @@ def free_memory(device: torch.device) -> int:
 
 
 def check_memory(what: str, count: int) -> None:
-    """Raise CorrKDError if `count` bytes do not fit into memory. `what` needs them and is the
-    prefix of the message.
+    """Raise CorrKDError if `count` bytes do not fit into memory. `what` is the prefix of the
+    message.
     """
     free = available_memory()
     if count > free:

@@ -41,7 +41,7 @@ CONTENT_ERRORS = (
 
 def quoted(value: Any) -> str:
     """Return the shortened `repr` of a value, for an error message."""
-    if isinstance(value, int) and abs(value) >= LARGEST_INTEGER:  # Python cannot print very large
+    if isinstance(value, int) and abs(value) >= LARGEST_INTEGER:  # Python cannot print huge ones
         return f"an integer of {value.bit_length()} bits"
     return _short.repr(value)
 

@@ -76,7 +76,7 @@ TargetName = Annotated[str, AfterValidator(_is_target)]
 
 
 class Strict(BaseModel):
-    """Settings with checked keys and values; the error about an unknown key lists allowed keys."""
+    """Settings with checked keys and values. The error for an unknown key lists allowed keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -334,7 +334,7 @@ def check_keys(
     groups: Mapping[str, type[BaseModel]] | None = None,
 ) -> None:
     """Raise a ValidationError that names the first key that is not allowed, and the groups that
-    have such a key or else the allowed keys.
+    have such a key, or else the allowed keys.
     """
     allowed = list(allowed)
     for key in tree:

@@ -166,7 +166,7 @@ def each_done(
 
 
 def _line_of(failure: Exception) -> str:
-    """Return the error line of a failure outside the task, which a cluster reports itself."""
+    """Return the error line of a failure outside the task, such as a lost worker on a cluster."""
     kind = type(failure)
     if kind.__module__.startswith("ray.") and kind.__name__ in (
         "WorkerCrashedError",

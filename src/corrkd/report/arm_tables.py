@@ -31,8 +31,8 @@ def inter_modality(
     """Return the paper's inter-modality table without the ablation arms, followed by `reported`,
     the numbers from papers by row heading and condition.
 
-    With few arms, its last row is the reference minus the control. With more,
-    `differences_table` shows the differences.
+    With few arms, it includes the reference minus the control. With more, `differences_table` shows
+    such differences.
     """
     main = tables.main_methods(run)
     table = (
@@ -194,7 +194,7 @@ def _p(value: float | None) -> Cell | None:
 
 
 def ranked_conditions(run: RunFolder) -> tuple[list[str], list[str]]:
-    """Return the names of the missing subsets with complete, and of the missing ratios above 0."""
+    """Return the names of the missing subsets, then complete, and the names of ratios above 0."""
     subsets = dict.fromkeys([*(c.name for c in missing_subsets(run.modalities)), COMPLETE])
     ratios = [name for name, ratio in tables.ratio_headings(run).items() if float(ratio) > 0]
     return list(subsets), ratios

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from corrkd.evaluation.explain import Explanation
 
-# Blue and orange of Okabe and Ito: distinguishable with every kind of colour vision and in grey.
+# Blue and orange of Okabe and Ito: distinguishable with every kind of colour vision and as greys.
 FOR, AGAINST, INK, FAINT = "#0072B2", "#E69F00", "#444444", "#888888"
 GONE: dict[str, Any] = {
     "facecolor": "#EFEFEF",

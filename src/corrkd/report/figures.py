@@ -25,7 +25,7 @@ from corrkd.missing.conditions import COMPLETE, missing_subsets
 from corrkd.report import tables
 from corrkd.report.run_folder import FEW_ARMS, TEACHER, AbsentError, RunFolder
 
-# Palette of Okabe and Ito: distinguishable with every kind of colour vision.
+# Palette of Okabe and Ito, for every kind of colour vision. Lines and markers differ as well.
 BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, GREY = (
     "#0072B2",
     "#D55E00",
@@ -149,8 +149,8 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], **loca
 
 
 def ratio_curves(run: RunFolder, methods: Sequence[str] | None = None) -> Picture:
-    """Return the curves of weighted F1 against the share of missing frames, with floors, ceiling
-    and, if the curves are few, 95 % bands.
+    """Return the curves of weighted F1 against the share of missing frames, with floors and
+    ceiling. All methods have 95 % bands if they are few, else only the reference.
 
     Args:
         run: folder of the dataset.
@@ -528,7 +528,7 @@ def embedded(representations: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """
     values = representations.astype(np.float64)
     if len(values) < 4 or not np.ptp(values, axis=0).any():
-        return np.zeros((len(values), 2))  # too few or equal points, on which t-SNE fails
+        return np.zeros((len(values), 2))  # nothing to separate
     with threadpool_limits(limits=1):  # for reproducible bits
         reduced = PCA(min(30, *values.shape), svd_solver="full").fit_transform(values)
         if reduced.shape[1] < 2:

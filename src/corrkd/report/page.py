@@ -43,7 +43,7 @@ class Page:
         sections: sections in order.
         notes: lines on how the results were made.
         settings: text of the settings files, by heading.
-        files: contents of each file of the folder, by path.
+        files: descriptions of the files in the folder, by path.
         footer: hardware, versions and times, which differ between repetitions of the same run.
         origin: the last sentence of the footer.
     """

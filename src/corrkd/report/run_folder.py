@@ -44,14 +44,12 @@ T = TypeVar("T")
 
 
 class AbsentError(Exception):
-    """Data for a part of the report is not in the folder. The message is shown in place of that
-    part.
-    """
+    """Raised if the folder lacks data for a part of the report. The message replaces that part."""
 
 
 FORMAT = 2  # of run.json; corrkd 0.1 wrote none
 TEACHER = "teacher"  # name of the arm that teaches the others
-FEW_ARMS = 4  # up to so many arms have a panel each in a figure, and need no ranks
+FEW_ARMS = 4  # up to this number, each arm has a panel in figures and ranks are left out
 # Bounds far above any use, so that an untrusted card cannot demand unlimited memory or time.
 Label = Name  # of a modality, class or question
 Text = Annotated[str, Field(max_length=1_000)]
@@ -64,7 +62,7 @@ ConditionName = Annotated[
 ]  # language+audio
 Number = Annotated[int, Field(ge=0, lt=2**63)]
 MOST_SPLITS, MOST_CONDITIONS, MOST_ARMS, MOST_SEEDS = 10, 10_000, 1_000, 10_000
-MOST_REASONS = 20  # why frames of a modality are missing
+MOST_REASONS = 20  # reasons why frames of a modality are missing
 
 
 class _Bounded(BaseModel):

@@ -611,8 +611,8 @@ def missing_frames(run: RunFolder) -> Table:
 
 
 def shown_conditions(run: RunFolder) -> list[str]:
-    """Return complete and the first single modality with the lowest mean weighted F1 of the
-    reference.
+    """Return complete and the single modality with the lowest mean weighted F1 of the reference
+    (the first of equals).
     """
     values = seed_values(run, "weighted_f1")
     means = {m: of(values, run.reference, m).mean() for m in run.modalities}

@@ -220,7 +220,7 @@ class Service:
         self.app = self.guard
 
     def stop(self, error: Refused) -> None:
-        """Finish the requests that are being computed and refuse all others with this error."""
+        """Refuse all unanswered and new requests with this error."""
         self.batcher.stop(error)
         if self.clips is not None:
             self.clips.stop(error)

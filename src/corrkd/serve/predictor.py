@@ -226,7 +226,7 @@ class Predictor(
             read: sample from `standalone.read_sample`.
 
         Raises:
-            CorrKDError: if the sample is too long for the model.
+            CorrKDError: like `explain`, except for captum.
         """
         arrays = standalone.collate([read], self.card)
         used = {m: float(a.visible.sum() / a.exists.sum()) for m, a in arrays.items()}

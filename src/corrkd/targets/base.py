@@ -182,7 +182,7 @@ class Target(ABC):
 
     @abstractmethod
     def pool(self, logits: Tensor, weights: Tensor) -> Tensor:
-        """Return the combined response to logits (F, N, *response_shape) of F networks, weighted by
+        """Return the combined response to logits (F, N, *response_shape) of F networks with weights
         (F,), as logits (N, *response_shape).
         """
 

@@ -131,7 +131,7 @@ class CategoricalTarget(Target):
         return np.asarray(response.argmax(-1))
 
     def majority(self, targets: Array) -> Array:
-        """Return the most frequent class, of each question if there are several."""
+        """Return the most frequent class, separately for each question."""
         columns = targets.reshape(len(targets), -1)
         most = [np.bincount(column, minlength=len(self.classes)).argmax() for column in columns.T]
         return np.asarray(most).reshape(targets.shape[1:])

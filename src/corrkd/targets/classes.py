@@ -46,7 +46,7 @@ class ClassesTarget(CategoricalTarget):
 
     @classmethod
     def with_classes(cls, count: int) -> Self:
-        """Return the target of labels 0 to `count` - 1, whose names are these numbers."""
+        """Return the target of labels 0 to `count` - 1, which are also the names of the classes."""
         return cls(name=cls.kind, classes=tuple(map(str, range(count))))
 
     @classmethod
@@ -144,20 +144,22 @@ class ClassesTarget(CategoricalTarget):
 
 
 def tertile_classes(train: LabelledSplit, *, where: str) -> ClassesTarget:
-    """Return the target with the tertiles of the training scores as classes."""
+    """Return the target with the tertiles of the training scores as classes. Raises CorrKDError if
+    the split has no scores.
+    """
     cuts = tertiles(scores_of(train, where, "tertiles"))
     return ClassesTarget(name="tertiles", classes=("low", "middle", "high"), cuts=cuts)
 
 
 def threshold_classes(name: str, train: LabelledSplit, *, where: str) -> ClassesTarget:
-    """Return the target with the thresholds `THRESHOLDS[name]`."""
+    """Return the target with the thresholds `THRESHOLDS[name]`. Raises like `tertile_classes`."""
     scores_of(train, where, name)
     cuts, upward, classes = THRESHOLDS[name]
     return ClassesTarget(name=name, classes=classes, cuts=cuts, upward=upward)
 
 
 def rounded_classes(name: str, train: LabelledSplit, *, where: str) -> ClassesTarget:
-    """Return the target with the scores rounded by `ROUNDED[name]` as classes."""
+    """Return the target with scores rounded by `ROUNDED[name]`. Raises like `tertile_classes`."""
     scores_of(train, where, name)
     return ClassesTarget(name=name, classes=ROUNDED[name][1])
 

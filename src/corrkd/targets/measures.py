@@ -105,7 +105,7 @@ def _f1(truth: Array, prediction: Array, classes: int) -> tuple[Array, Array]:
 
 
 def accuracy(truth: Array, prediction: Array) -> float:
-    """Return the share of correct predictions, (N,) with N >= 1. In the field it is the *weighted*
+    """Return the share of correct predictions among N >= 1. In the field this is the *weighted*
     accuracy (WA), in which each class counts by its size.
     """
     return float((np.asarray(truth) == np.asarray(prediction)).mean())
@@ -121,8 +121,8 @@ def unweighted_accuracy(truth: Array, prediction: Array) -> float:
 
 
 def calibration_error(truth: Array, probabilities: Array) -> float:
-    """Return the expected calibration error of probabilities (N, K): |accuracy - confidence|,
-    averaged over the samples, in 15 equal bins of confidence (Guo et al., ICML 2017).
+    """Return the expected calibration error of probabilities (N, K): |accuracy - confidence| in 15
+    equal bins of confidence, averaged over the samples (Guo et al., ICML 2017).
     """
     confidence, prediction = torch.as_tensor(probabilities).max(-1)
     confidence, right = confidence.float(), prediction.eq(torch.as_tensor(truth)).float()

@@ -63,7 +63,7 @@ class QuestionsTarget(CategoricalTarget):
 
     @property
     def num_logits(self) -> int:
-        """Two logits for each question, 2 Q."""
+        """Number of logits, two for each question: 2 Q."""
         return 2 * len(self.questions)
 
     @property

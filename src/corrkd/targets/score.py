@@ -22,7 +22,7 @@ from corrkd.targets.thresholds import digitize, distinct_tertiles
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTarget(Target):
-    """A score. The response is the logit itself, without probabilities and hence a temperature."""
+    """A score, which is the logit itself. It has no probabilities, hence no temperature."""
 
     kind: ClassVar[str] = "score"
     has_classes: ClassVar[bool] = False
