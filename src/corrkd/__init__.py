@@ -1,7 +1,7 @@
 """CorrKD: sentiment models that stay accurate when language, audio or vision goes missing.
 
-The names below are stable. They are loaded when first used, so that `import corrkd.losses` loads
-neither lightning nor pandas.
+The public names below are stable. They are loaded on first use, so that `import corrkd.losses`
+loads neither lightning nor pandas.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m corrkd` is the command `corrkd`."""
+"""Entry point of `python -m corrkd`, which is the same as the command `corrkd`."""
 
 from corrkd.cli import main
 

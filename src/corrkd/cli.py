@@ -39,7 +39,7 @@ app = typer.Typer(
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    rich_markup_mode=None,  # else square brackets in help texts would be read as markup
+    rich_markup_mode=None,  # otherwise square brackets in help texts would be read as markup
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(
@@ -145,7 +145,7 @@ TokensOption = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions:
-    """How a dataset is read."""
+    """Options for reading a dataset."""
 
     glove: GloveOption = None
     folds: FoldsOption = None
@@ -155,7 +155,7 @@ class ReadingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeOptions:
-    """Where a network computes."""
+    """Options for the device and the number of threads."""
 
     threads: ThreadsOption = 1
     device: DeviceOption = "auto"
@@ -163,7 +163,7 @@ class ComputeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SettingsOptions:
-    """The settings of a run. The command line overrides a file, and a file overrides a preset."""
+    """Options for settings. The command line overrides a file, and a file overrides a preset."""
 
     data: DataOption = None
     preset: PresetOption = None
@@ -172,8 +172,8 @@ class SettingsOptions:
     changes: SetOption = None
 
     def load(self, reading: ReadingOptions | None = None, **changes: Any) -> Settings:
-        """Return the settings, with those `changes` that are not None. Raises CorrKDError if they
-        are invalid, or there is no preset, no settings file and no dataset.
+        """Return the settings with all `changes` that are not None. Raises CorrKDError if they are
+        invalid, or if neither preset, settings file nor dataset is given.
         """
         from corrkd.experiment.settings import load_settings
 
@@ -186,11 +186,11 @@ class SettingsOptions:
         return settings
 
     def load_for_data(self, reading: ReadingOptions, **changes: Any) -> Settings | Unscaled:
-        """Return the settings; without a preset or a settings file, those of `corrkd-plus`, to be
-        scaled to the data.
+        """Return the settings or, without preset and settings file, the `corrkd-plus` settings
+        before they are scaled to the data.
 
         Raises:
-            CorrKDError: the settings are invalid, or there is no dataset either.
+            CorrKDError: if the settings are invalid, or no dataset is given either.
         """
         from corrkd.experiment.scaling import Unscaled
 
@@ -225,8 +225,8 @@ def _check_data_named(settings: Settings) -> None:
 
 
 def command(register: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a function as a command; a parameter whose type is a dataclass of options is
-    replaced by its fields.
+    """Register a function as a command, with parameters that are dataclasses of options replaced by
+    their fields.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -395,7 +395,7 @@ def evaluate(
     if out is not None and out.suffix != ".csv":
         raise CorrKDError(f"{out}: the output's name must end in .csv")
     for path in (out, export_masks):
-        if path is not None:  # before the work, not after it
+        if path is not None:  # checked before the work starts
             check_new(path, overwrite=overwrite)
             make_folder(path.parent)
     torch.set_num_threads(compute.threads)
@@ -483,7 +483,7 @@ def predict(
     if bool(clips) == (data is not None):
         raise CorrKDError("predict: give either recordings or --data with a dataset file")
     if out is not None:
-        check_output(out, overwrite=overwrite)  # before the work, not after it
+        check_output(out, overwrite=overwrite)  # before the work starts
     torch.set_num_threads(compute.threads)
     reporter = Reporter()
     predictor = Predictor.from_pretrained(model, device=pick_device(compute.device))
@@ -646,7 +646,7 @@ def serve(
     torch.set_num_threads(compute.threads)
     reporter = Reporter()
     token = read_token(token_file)
-    listener = bound(host, port)  # before the work, not after it
+    listener = bound(host, port)  # before the work starts
     with reporter.busy(f"reading {model}"):
         exhibit, notes = exhibit_of(model, samples=samples, device=pick_device(compute.device))
     for note in notes:
@@ -723,7 +723,7 @@ def export(
     from corrkd.serve.export import export as write
     from corrkd.serve.predictor import Predictor
 
-    check_folder(folder, overwrite=overwrite)  # before the work, not after it
+    check_folder(folder, overwrite=overwrite)  # before the work starts
     reporter = Reporter()
     with reporter.busy(f"reading {model}"):
         predictor = Predictor.from_pretrained(model)
@@ -1146,7 +1146,7 @@ def hazumi(
 
 
 def seeds_of(text: str) -> list[int]:
-    """Return the seeds of --seeds. Raises CorrKDError if there are none."""
+    """Return the seeds in the option --seeds. Raises CorrKDError if the text is invalid."""
     is_list = "," in text
     try:
         numbers = [int(item) for item in text.removesuffix(",").split(",")]
@@ -1184,13 +1184,13 @@ def _announce(done: Any) -> None:
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
-    """Ignore OSError in a thread: TensorBoard raises that of a full disk again later."""
+    """Ignore OSError in a thread, since TensorBoard raises an error of a full disk again later."""
     if not isinstance(failure.exc_value, OSError):
         threading.__excepthook__(failure)
 
 
 def main() -> None:
-    """Run the command line. User errors are one line with exit code 2; Ctrl-C is 130."""
+    """Run the command line. An error of the user is one line with exit code 2; Ctrl-C gives 130."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     threading.excepthook = _thread_failed
     try:
@@ -1201,7 +1201,7 @@ def main() -> None:
         message = str(error)
         if hasattr(error, "format_message"):  # a usage error of click, which typer may vendor
             message = f"{error.format_message().rstrip('.')}; see `corrkd --help`"
-        elif isinstance(error, OSError):  # a disk that is full where a library writes
+        elif isinstance(error, OSError):  # such as a full disk while a library writes
             message = f"{error.filename or 'a file'}: {error.strerror or error}"
         elif not isinstance(error, CorrKDError):
             raise

@@ -1,5 +1,5 @@
-"""CSV files whose text no spreadsheet takes for a formula (`corrkd.escape.csv_text`), and reading
-them back.
+"""Reading and writing CSV files without text that a spreadsheet would take for a formula
+(`corrkd.escape.csv_text`).
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from corrkd.files import write_bytes
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """Write a table without its index, whole or not at all."""
+    """Write a table without its index, atomically. Raises CorrKDError if it cannot be written."""
     write_bytes(path, csv_bytes(table))
 
 
 def csv_bytes(table: pd.DataFrame) -> bytes:
-    """Return what `write_csv` writes."""
+    """Return the contents of the file that `write_csv` writes."""
     return _mapped(table, csv_text).to_csv(index=False, lineterminator="\n").encode()
 
 
 def read_csv(file: Path | BinaryIO, **options: Any) -> pd.DataFrame:
-    """Read what `write_csv` wrote, or any CSV file, its numbers to the last bit; `options` are
-    those of `pandas.read_csv`.
+    """Read a CSV file, from `write_csv` or elsewhere, with numbers exact to the last bit. `options`
+    are passed to `pandas.read_csv`.
     """
     # By default, pandas before 3.1 may round the last bit.
     if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1):
@@ -35,7 +35,7 @@ def read_csv(file: Path | BinaryIO, **options: Any) -> pd.DataFrame:
 
 
 def _mapped(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
-    """The table with its headings and its text changed; numbers stay."""
+    """Return the table with a function applied to its headings and text, but not to numbers."""
     out = table.rename(columns=lambda name: change(name) if isinstance(name, str) else name)
     for name, column in out.items():
         if not pd.api.types.is_numeric_dtype(column):

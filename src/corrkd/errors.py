@@ -1,6 +1,4 @@
-"""The one error that a user is meant to read: a line that says what is wrong, where, and what to
-do.
-"""
+"""The error for users: one line that states what is wrong, where, and what to do about it."""
 
 from __future__ import annotations
 
@@ -8,11 +6,10 @@ from corrkd.escape import one_line
 
 
 class CorrKDError(Exception):
-    """CONTENT_ERRORS input from outside: a file, a setting, an array. The message is one clear
-    line; the command line prints it bare.
+    """Invalid input: a file, a setting, an array. The command line prints the message alone.
 
-    Whatever a message quotes, it is a single line of at most 500 characters without anything that a
-    terminal would obey.
+    The message is a single line of at most 500 characters without terminal control characters,
+    whatever it quotes.
     """
 
     def __init__(self, message: str = "") -> None:

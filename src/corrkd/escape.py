@@ -1,4 +1,4 @@
-"""Text for where it is shown: a terminal, one line of an error, a cell of a CSV file.
+"""Escaping text for a terminal, a one-line error message or a cell of a CSV file.
 
 HTML is escaped by markupsafe, Markdown and LaTeX by `corrkd.report.tables`.
 """
@@ -14,10 +14,8 @@ _FORMULA = re.compile(r"'*(?:[=@\t\r]|[+-](?![\w.\[\]$-]*\Z))")
 
 
 def terminal_text(text: str) -> str:
-    """Return `text` with what a terminal would obey written as escapes: control, direction and
-    format characters, lone surrogates.
-
-    Line feeds stay.
+    """Return `text` with everything that could control a terminal written as escapes: control,
+    direction and format characters, and lone surrogates. Line feeds stay.
     """
     if text.isascii() and text.replace("\n", "").isprintable():
         return text
@@ -32,7 +30,7 @@ def _escaped(character: str) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether text can be written as UTF-8: it holds no lone surrogate."""
+    """Return whether text can be written as UTF-8, that is, has no lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -41,10 +39,10 @@ def is_unicode(text: str) -> bool:
 
 
 def one_line(text: str, longest: int = LONGEST_LINE) -> str:
-    """Return `text` on one line of at most `longest` characters, fit for a terminal. What is too
-    long loses its middle.
+    """Return `text` on one line of at most `longest` characters, safe for a terminal. The middle of
+    a longer text is left out.
     """
-    if len(text) > 4 * longest:  # before any work on it
+    if len(text) > 4 * longest:  # before the slow steps
         text = _shortened(text, 4 * longest)
     return _shortened(terminal_text(" ".join(text.split())), longest)
 
@@ -57,16 +55,16 @@ def _shortened(text: str, longest: int) -> str:
 
 
 def csv_text(text: str) -> str:
-    """Return a cell's text such that no spreadsheet reads it as a formula: a single quote goes
-    before =, @, tab, carriage return, + and -.
+    """Return the text of a cell, with a single quote before a leading =, @, tab, carriage return, +
+    or -, so that no spreadsheet reads it as a formula.
 
-    Text of letters, digits and `_ . [ ] $ -` after a sign stays as it is: such are clips
-    ("-3g5yACwYnA[1]") and classes ("-2", "+1"), and no formula. Numbers are not text and stay
-    numbers. `csv_original` takes the quote away again.
+    A sign followed only by letters, digits and `_ . [ ] $ -` is not quoted: ids of clips
+    ("-3g5yACwYnA[1]") and classes ("-2", "+1") look like this, formulas do not. `csv_original`
+    removes the quote.
     """
     return f"'{text}" if _FORMULA.match(text) else text
 
 
 def csv_original(text: str) -> str:
-    """Return what `csv_text` was applied to."""
+    """Return the text without the quote that `csv_text` put before it."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text

@@ -1,4 +1,4 @@
-"""Valid file names, and atomic writing: a reader finds the old file or the new one, never a partial
+"""Valid file names, and atomic writing: a reader sees the old file or the new one, never part of
 one.
 """
 
@@ -20,13 +20,13 @@ from filelock import FileLock, Timeout
 
 from corrkd.errors import CorrKDError
 
-# Files of a plan's folder that one package writes and another reads.
+# Files in the folder of a plan that one package writes and another reads.
 PLAN, FAILURES, REPORTED, RUN = "plan.yaml", "failures.csv", "reported.csv", "run.json"
 PART, LOCK = ".part", ".lock"  # suffixes of a temporary file and of its lock
 WRITING = ".writing-"  # prefix of a temporary folder
-# Files of a saved model, as on the hub and in a zoo.
+# Files of a saved model, named as on the Hugging Face hub.
 WEIGHTS, CARD, README = "model.safetensors", "config.json", "README.md"
-# In bytes: leaves space for prefixes and suffixes within the 255 that file systems allow.
+# In bytes; leaves space for prefixes and suffixes within the 255 that file systems allow.
 LONGEST_NAME = 100
 _NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 # device names on Windows, with any suffix
@@ -34,11 +34,11 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def name_fault(name: str) -> str | None:
-    """Return why a name is not a valid file name on every operating system; None if it is.
+    """Return why a name is not a valid file name on every operating system, or None if it is valid.
 
-    This is the only place that decides. `check_names` refuses invalid names that users choose
-    (dataset, method), so that folders keep the names they chose. `file_names` maps names that come
-    from data to valid ones, since users cannot change those.
+    `check_names` refuses invalid names that users chose (of a dataset or method) so that folders
+    have exactly these names. `file_names` replaces invalid names from data, which users cannot
+    change.
     """
     if not name:
         return "is empty"
@@ -55,10 +55,10 @@ def name_fault(name: str) -> str | None:
 
 
 def leads_elsewhere(name: str) -> bool:
-    """Return whether a name, as the last component of a path to read, could lead out of its folder.
+    """Return whether a name, as the last component of a path to read, could lead out of the folder.
 
-    The check is weaker than for files to write: names such as "-3g5yACwYnA_1" are common in
-    datasets.
+    The check is weaker than for files to write, because datasets contain names such as
+    "-3g5yACwYnA_1".
     """
     return name in ("", ".", "..") or bool(re.search(r"[/\\\0]", name))
 
@@ -68,8 +68,8 @@ def check_names(names: Iterable[str], what: str) -> None:
     differ only in case.
 
     Args:
-        names: of files or folders side by side.
-        what: begins the error message, as "comparison: dataset".
+        names: names of files or folders in the same folder.
+        what: prefix of the error message, such as "comparison: dataset".
     """
     taken: dict[str, str] = {}
     for name in names:
@@ -85,11 +85,11 @@ def check_names(names: Iterable[str], what: str) -> None:
 
 
 def file_names(names: Iterable[str]) -> dict[str, str]:
-    """Return a file name for each name that comes from data: the name itself if it is valid and no
-    other differs from it only in case.
+    """Return a file name for each name from data: the name itself if it is valid and differs from
+    the others in more than case.
 
     Any other name becomes its letters and digits, a + and the start of its SHA-256. Valid names
-    have no +, so two names never share a file.
+    contain no +, so two names never share a file.
     """
     names = list(dict.fromkeys(names))
     counts = Counter(name.casefold() for name in names)
@@ -105,8 +105,7 @@ def _coded(name: str) -> str:
 
 def check_new(path: Path, *, overwrite: bool) -> None:
     """Raise CorrKDError if the output file exists and must not be overwritten, or is a folder.
-
-    Temporary files of it that killed processes left are removed.
+    Remove its temporary files that killed processes left.
     """
     remove_parts(path.parent, path.name)
     if path.is_dir():
@@ -124,7 +123,7 @@ def replacing(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
 
     Args:
         path: the file.
-        aside: folder on the same disk for the temporary file; the caller cleans up there after
+        aside: folder on the same disk for the temporary file, which the caller cleans up after
             killed processes. Default: the folder of `path`.
 
     Raises:
@@ -148,7 +147,7 @@ def replacing(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def _new_name(folder: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
-    """Yield a new name for a temporary file or folder. A lock file beside it exists as long as its
+    """Yield a new name for a temporary file or folder. A lock file next to it exists as long as the
     writer runs.
     """
     while True:
@@ -167,8 +166,8 @@ def _lock(path: Path) -> FileLock:
 
 
 def _taken(lock: FileLock) -> bool:
-    """Try to take a lock, which ends with this process. False if another process holds it or has
-    just removed its file.
+    """Try to take a lock, which ends with this process. Return False if another process holds the
+    lock or has just removed its file.
     """
     try:
         lock.acquire(timeout=0)
@@ -206,18 +205,18 @@ def open_no_link(path: Path, flags: int = os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically. Raises CorrKDError as `replacing`."""
+    """Write a file atomically. Raises CorrKDError like `replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, as UTF-8. Raises CorrKDError as `replacing`."""
+    """Write a text file atomically, as UTF-8. Raises CorrKDError like `replacing`."""
     write_bytes(path, text.encode())
 
 
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file atomically with a function that takes its path. Raises as `replacing`."""
+    """Write a file atomically with a function of its path. Raises CorrKDError like `replacing`."""
     with replacing(path) as temporary:
         write(temporary)
 
@@ -229,8 +228,8 @@ def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[Path]:
 
     Args:
         folder: may exist; its other files stay.
-        names: the files, in the order in which they move into an existing folder; last the one that
-            readers look for first.
+        names: names of the files in the order in which they move into an existing folder; the file
+            that readers look for first comes last.
 
     Raises:
         CorrKDError: if the disk is full or the folder cannot be written.
@@ -259,8 +258,8 @@ def replacing_all(folder: Path, names: Sequence[str]) -> Iterator[Path]:
 
 @contextmanager
 def exclusive(folder: Path, busy: str) -> Iterator[None]:
-    """Let only one process at a time into the block for a folder, which is created. The lock ends
-    with the process, however that ends.
+    """Create a folder and let only one process at a time run the block for it. The lock ends with
+    the process, even if it is killed.
 
     Raises:
         CorrKDError: with the message `busy` if another process is in the block, or if the folder
@@ -281,13 +280,12 @@ def exclusive(folder: Path, busy: str) -> Iterator[None]:
 
 
 def remove_parts(folder: Path, name: str | None = None) -> None:
-    """Remove temporary files and folders that processes left when they ended: those that are no
-    longer locked.
+    """Remove temporary files and folders of ended processes, which are no longer locked.
 
     Args:
         folder: where to look.
-        name: file whose temporary files to remove, with the temporary folders of `replacing_all`,
-            in `folder` only; default: all, in `folder` and its subfolders.
+        name: remove only the temporary files of this file and temporary folders of `replacing_all`,
+            not in subfolders; default: remove all, in subfolders too.
     """
     temporary = re.compile(
         rf"(\.{'.+' if name is None else re.escape(name)}\.[0-9a-f]{{8}})({PART}|{LOCK})"

@@ -1,6 +1,4 @@
-"""Models of others, on Hugging Face's hub or in a folder: which files they have, and reading them
-without running any code of theirs.
-"""
+"""Third-party models, on the Hugging Face hub or in a folder, read without running their code."""
 
 from __future__ import annotations
 
@@ -15,8 +13,7 @@ from corrkd.errors import CorrKDError
 from corrkd.files import sha256_of
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-# Weights as safetensors alone, and what tokenizers and preprocessors are made of: nothing in these
-# files can carry code.
+# None of these files can carry code: weights are read from safetensors only.
 MODEL_FILES = (
     *(
         CONFIG,
@@ -35,20 +32,19 @@ MODEL_FILES = (
         "spiece.model",
     ),
 )
-# Parameters that checkpoints rightly lack: outputs that are not read, and a vector that training
-# alone uses.
+# Parameters that checkpoints may lack: of outputs that are not read, or used only in training.
 UNUSED = ("pooler", "masked_spec_embed", "position_ids")
 
 Download = Callable[[str, str | None], str]
-"""Name and revision -> a folder with the files, named after the commit."""
+"""(name, revision) -> path of a folder with the files, named after the commit."""
 
 
 class ModelName(NamedTuple):
-    """Which model.
+    """Name and revision of a model.
 
     Attributes:
-        model: a folder, or a name on the hub, as "owner/name".
-        revision: a branch, tag or commit there; "": the newest.
+        model: a folder, or a name on the hub such as "owner/name".
+        revision: branch, tag or commit on the hub; "" for the newest.
     """
 
     model: str
@@ -59,25 +55,25 @@ class ModelName(NamedTuple):
 
 
 def parse_model(text: str) -> ModelName:
-    """Return the model of "MODEL" or "MODEL@REVISION"."""
+    """Return the model named "MODEL" or "MODEL@REVISION"."""
     model, at, revision = text.rpartition("@")
     return ModelName(text) if not at or Path(text).is_dir() else ModelName(model, revision)
 
 
 class ModelFiles:
-    """The files of a model, fetched from the hub where the name is no folder.
+    """The files of a model, in a folder or downloaded from the hub.
 
     Args:
-        name: which model.
-        patterns: names of the files that are read.
-        download: how a model of the hub is fetched; default: the files of these patterns.
-
-    Raises:
-        CorrKDError: there is no such folder, and the hub has no such model or cannot be reached.
+        name: name and revision of the model.
+        patterns: patterns of the names of files to read.
+        download: function that downloads a model from the hub; default: download these patterns.
 
     Attributes:
-        folder: where the files are.
-        commit: of the hub; "" of a folder.
+        folder: folder with the files.
+        commit: commit on the hub; "" for a folder.
+
+    Raises:
+        CorrKDError: if the folder does not exist and the model cannot be downloaded.
     """
 
     def __init__(
@@ -100,9 +96,7 @@ class ModelFiles:
     def _fetched(self, download: Download) -> Path:
         try:
             return Path(download(self.name.model, self.name.revision or None))
-        except (
-            Exception
-        ) as error:  # of huggingface_hub's own kinds, and of what it sends requests with
+        except Exception as error:  # from huggingface_hub or from its HTTP library
             raise CorrKDError(
                 f"model {self.name}: no such folder, and could not be downloaded from the hub "
                 f"({first_line_of(error)})"
@@ -110,7 +104,7 @@ class ModelFiles:
 
     @cached_property
     def sums(self) -> dict[str, str]:
-        """SHA-256 sums of all files that are read, by their names."""
+        """SHA-256 sums of all files that are read, by name."""
         paths = {
             path
             for pattern in self._patterns
@@ -120,26 +114,26 @@ class ModelFiles:
         return {path.name: sha256_of(path) for path in sorted(paths)}
 
     def describe(self) -> dict[str, Any]:
-        """Return what identifies the model, as plain values."""
+        """Return the name, commit and SHA-256 sums of the model, as JSON values."""
         commit = {"revision": self.commit} if self.commit else {}
         return {"model": self.name.model, **commit, "weights": self.sums}
 
     @cached_property
     def config(self) -> Any:
-        """The configuration. Raises CorrKDError where it cannot be read, or its model would need
-        code of its own.
+        """Configuration of the model. Raises CorrKDError if it cannot be read or its model needs
+        custom code.
         """
         return self.load("AutoConfig")
 
     def load(self, kind: str, **options: Any) -> Any:
-        """Return what an Auto class of transformers makes of the files.
+        """Return the object that an Auto class of transformers loads from the files.
 
         Args:
-            kind: name of the class, as "AutoTokenizer".
-            options: of its `from_pretrained`.
+            kind: name of the class, such as "AutoTokenizer".
+            options: options of its `from_pretrained`.
 
         Raises:
-            CorrKDError: transformers is not installed, or the files cannot be read.
+            CorrKDError: if transformers is not installed, or the files cannot be read.
         """
         library = transformers_library()
         with quiet(library):
@@ -149,16 +143,16 @@ class ModelFiles:
                 )
             except (
                 Exception
-            ) as error:  # of transformers, tokenizers and safetensors, on files that nobody foresaw
+            ) as error:  # from transformers, tokenizers or safetensors, on unexpected files
                 raise CorrKDError(
                     f"model {self.name}: cannot be read: {first_line_of(error)}"
                 ) from None
 
     def load_model(self, kind: str) -> Any:
-        """Return the model in eval mode, in 32-bit floats, from safetensors.
+        """Return the model from safetensors, in eval mode and float32, without gradients.
 
         Raises:
-            CorrKDError: as `load`, and where parameters are missing, which would be random.
+            CorrKDError: like `load`, or if parameters are missing, which would be random.
         """
         import torch
 
@@ -184,7 +178,7 @@ class ModelFiles:
 
 
 def transformers_library() -> Any:
-    """Return the module transformers. Raises CorrKDError where it is not installed."""
+    """Return the module transformers. Raises CorrKDError if it is not installed."""
     try:
         return import_module("transformers")
     except ImportError:
@@ -193,7 +187,7 @@ def transformers_library() -> Any:
 
 @contextmanager
 def quiet(transformers: Any) -> Iterator[None]:
-    """Show no progress bars and no reports of what was loaded."""
+    """Turn off progress bars and loading reports of transformers within the block."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -207,11 +201,11 @@ def quiet(transformers: Any) -> Iterator[None]:
 
 
 def first_line_of(error: Exception) -> str:
-    """Return the first line of an error's text that is not empty; its type where there is none."""
+    """Return the first non-empty line of an error message, or the error's type if it is empty."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)[:300]
 
 
 def spec(described: Mapping[str, Any]) -> str:
-    """Return "MODEL@REVISION" of what `ModelFiles.describe` returned."""
+    """Return "MODEL@REVISION" for a description from `ModelFiles.describe`."""
     return str(ModelName(str(described["model"]), str(described.get("revision", ""))))

@@ -1,4 +1,4 @@
-"""How much memory is free, and one line where something would not fit."""
+"""Free memory, and an error if something would not fit into it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 
 from corrkd.errors import CorrKDError
 
-if TYPE_CHECKING:  # slow to import, and the readers do without
+if TYPE_CHECKING:  # slow to import, and readers of datasets do not need it
     import torch
 
 CGROUP, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # of Linux
@@ -18,7 +18,7 @@ UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
 def size_text(count: float) -> str:
-    """Return a number of bytes as people write it: "512 bytes", "1.5 GB"."""
+    """Return a number of bytes as text, such as "512 bytes" or "1.5 GB"."""
     unit = 0
     while count >= 1000 and unit < len(UNITS) - 1:
         count, unit = count / 1000, unit + 1
@@ -28,23 +28,23 @@ def size_text(count: float) -> str:
 
 
 def available_memory() -> int:
-    """Return how many bytes of memory are free for this process."""
+    """Return the number of bytes of memory that are free for this process."""
     free = psutil.virtual_memory().available
-    for group in _control_groups():  # a container, or what it is in, may have less
+    for group in _control_groups():  # a container, or one around it, may have less
         try:
             limit, used, facts = (
                 (group / f"memory.{what}").read_text() for what in ("max", "current", "stat")
             )
             cached = _number(r"^active_file (\d+)", facts) + _number(r"^inactive_file (\d+)", facts)
-            # What it caches of files is given back.
+            # The file cache is given up when memory is needed.
             free = max(0, min(free, int(limit) - int(used) + cached))
-        except (OSError, ValueError):  # no container, or none with a limit
+        except (OSError, ValueError):  # no container, or no limit
             continue
     return int(free)
 
 
 def _control_groups() -> list[Path]:
-    """The control group of this process, and those around it."""
+    """Return the folders of this process's control group and of the groups around it."""
     try:
         group = CGROUP / _line(r"^0::/(.*)$", OWN_CGROUP.read_text())
     except (OSError, ValueError):
@@ -64,19 +64,19 @@ def _line(pattern: str, text: str) -> str:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return how many bytes are free on a device."""
+    """Return the number of bytes of memory that are free on a device."""
     if device.type != "cuda":
         return available_memory()
     import torch
 
-    # Kept by torch for what comes next.
+    # reserved by torch, but free for new tensors
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def check_memory(what: str, count: int) -> None:
-    """Raise CorrKDError where so many bytes would not fit into memory. `what` says for what, and
-    opens the line.
+    """Raise CorrKDError if `count` bytes do not fit into memory. `what` is the prefix of the
+    message.
     """
     free = available_memory()
     if count > free:

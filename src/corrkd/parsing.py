@@ -1,5 +1,5 @@
-"""Reading JSON and YAML from untrusted files: size, depth and numbers are bounded, and repeated
-keys are refused.
+"""Reading JSON and YAML from untrusted files: size, depth and numbers are bounded, repeated keys
+refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from corrkd.escape import is_unicode
 LARGEST_JSON = 256 * 2**20  # bytes
 LARGEST_YAML = 2**20
 DEEPEST = 40  # levels of nesting
-MOST_NODES = 200_000  # of a YAML document, aliases counted as often as they are used
+MOST_NODES = 200_000  # of a YAML document; an alias counts each time it is used
 LARGEST_INTEGER = 2**64
 DIGEST = "digest"  # key of the digest in a JSON object
 _YAML_DIGEST = "# sha256 of what follows: "
@@ -36,28 +36,28 @@ CONTENT_ERRORS = (
     *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, ArithmeticError),
     *(MemoryError, RecursionError, AssertionError, EOFError, NotImplementedError, RuntimeError),
 )
-"""Exceptions that reading a file with unexpected contents may raise."""
+"""Exceptions that may be raised when a file with unexpected contents is read."""
 
 
 def quoted(value: Any) -> str:
-    """Return a value as Python writes it, shortened, for an error."""
-    if isinstance(value, int) and abs(value) >= LARGEST_INTEGER:  # Python refuses to write some
+    """Return the shortened `repr` of a value, for an error message."""
+    if isinstance(value, int) and abs(value) >= LARGEST_INTEGER:  # Python cannot print huge ones
         return f"an integer of {value.bit_length()} bits"
     return _short.repr(value)
 
 
 def repeated(values: Iterable[Any]) -> Any:
-    """Return the most frequent value: a repeated one if there is any."""
+    """Return the most frequent value, which is a repeated one if any value is repeated."""
     return Counter(values).most_common(1)[0][0]
 
 
 @contextmanager
 def refusing(where: object, advice: str = "damaged") -> Iterator[None]:
-    """Turn any exception on unexpected contents into a CorrKDError of one line.
+    """Turn any exception on unexpected contents into a CorrKDError.
 
     Args:
-        where: the file.
-        advice: what is wrong with the file, and what to do.
+        where: the file; prefix of the message.
+        advice: what is wrong with the file and what to do about it.
     """
     try:
         yield
@@ -70,7 +70,7 @@ def refusing(where: object, advice: str = "damaged") -> Iterator[None]:
 
 
 def first_fault(error: ValidationError) -> str:
-    """Return the first error of a validation as "where: what is wrong (given: value)"."""
+    """Return the first validation error as "where: what is wrong (given: value)"."""
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(map(str, first["loc"]))[:120] or "the file"
     value = first["input"]
@@ -100,7 +100,7 @@ def read_text(path: Path, largest: int) -> str:
 
 
 def read_json(path: Path, advice: str = "") -> Any:
-    """Return a JSON file's value. Raises CorrKDError as `read_text` and `parse_json`."""
+    """Return the value of a JSON file. Raises CorrKDError like `read_text` and `parse_json`."""
     return parse_json(read_text(path, LARGEST_JSON), path, advice)
 
 
@@ -109,12 +109,12 @@ def parse_json(text: str | bytes, where: object, advice: str = "") -> Any:
 
     Args:
         text: the text; bytes are UTF-8.
-        where: begins the error message.
-        advice: ends the error message.
+        where: prefix of the error message.
+        advice: suffix of the error message.
 
     Raises:
-        CorrKDError: if the text is not JSON, is nested too deep, repeats a key, or holds an integer
-            above 2**64, a number that is not finite or a lone surrogate.
+        CorrKDError: if the text is not JSON, is nested too deep, repeats a key, or contains an
+            integer above 2**64, a number that is not finite or a lone surrogate.
     """
     try:
         value = json.loads(
@@ -127,7 +127,7 @@ def parse_json(text: str | bytes, where: object, advice: str = "") -> Any:
         check_tree(value)
     except RecursionError:
         reason = "nested too deep"
-    except ValueError as error:  # UnicodeDecodeError, JSONDecodeError and those below
+    except ValueError as error:  # including UnicodeDecodeError and JSONDecodeError
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     else:
         return value
@@ -159,8 +159,8 @@ def _float(text: str) -> float:
 
 
 def check_tree(tree: Any, *, deepest: int = DEEPEST) -> None:
-    """Raise ValueError if values are nested deeper than `deepest` levels or are not text, numbers,
-    booleans or None, or if an integer exceeds 2**64. Does not recurse.
+    """Raise ValueError if values are nested deeper than `deepest` levels, are not text, numbers,
+    booleans or None, or include an integer above 2**64. The check does not recurse.
     """
     level, depth = [tree], 0
     while level:
@@ -184,7 +184,7 @@ def check_tree(tree: Any, *, deepest: int = DEEPEST) -> None:
 
 
 def json_text(tree: Any) -> str:
-    """Return a value as indented JSON, as in the files of a run."""
+    """Return a value as indented JSON, the format of the files of a run."""
     return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -197,8 +197,8 @@ def with_digest(tree: Mapping[str, Any]) -> dict[str, Any]:
 def check_digest(
     tree: Mapping[str, Any], where: object, advice: str, *, needed: bool = True
 ) -> None:
-    """Raise CorrKDError if the digest does not match the object, or if it is missing and `needed`.
-    `advice` ends the message.
+    """Raise CorrKDError if the digest does not match the object, or is missing and `needed`.
+    `advice` is the suffix of the message.
     """
     if DIGEST not in tree and not needed:
         return
@@ -219,8 +219,8 @@ def _digest_of(tree: Mapping[str, Any]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with limits on depth and on the number of nodes, aliases expanded. Keys
-    are text and unique. Dates stay text.
+    """The safe loader of PyYAML with limits on depth and on the number of nodes with aliases
+    expanded. Keys are text and unique. Dates stay text.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012  (as in PyYAML)
@@ -236,7 +236,7 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[int, int] = {}  # number of nodes below an anchor, by id of the node
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Count nodes while composing, so that nothing too large is built."""
+        """Compose a node and count nodes, so that nothing too large is built."""
         is_alias = self.check_event(yaml.AliasEvent)
         before = self._nodes
         self._depth += 1
@@ -256,7 +256,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Refuse a repeated key in a mapping; a merged key (<<) may be overridden."""
+        """Construct a mapping without repeated keys; a merged key (<<) may be overridden."""
         keys = [
             self.construct_object(key, deep=True)
             for key, _ in node.value
@@ -271,16 +271,17 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml_file(path: Path) -> Any:
-    """Return a YAML file's value. Raises CorrKDError as `read_text` and `parse_yaml`."""
+    """Return the value of a YAML file. Raises CorrKDError like `read_text` and `parse_yaml`."""
     return parse_yaml(read_text(path, LARGEST_YAML), path)
 
 
 def parse_yaml(text: str, where: object) -> Any:
-    """Return the value of a YAML text. Keys are text; values have plain types. Dates stay text.
+    """Return the value of a YAML text. Keys are text, values have plain types, and dates stay text.
 
     Raises:
         CorrKDError: if the text is not YAML, is nested too deep, is too large with aliases
-            expanded, repeats a key, or holds a value of another type. `where` begins the message.
+            expanded, repeats a key, or contains a value of another type. `where` is the prefix of
+            the message.
     """
     try:
         tree = yaml.load(text, _Loader)  # a SafeLoader
@@ -303,7 +304,7 @@ def yaml_with_digest(text: str) -> str:
 
 def check_yaml_digest(path: Path, advice: str) -> None:
     """Raise CorrKDError if a YAML file does not match the digest in its first line
-    (`yaml_with_digest`). `advice` ends the message.
+    (`yaml_with_digest`). `advice` is the suffix of the message.
     """
     first, _, text = read_text(path, LARGEST_YAML).partition("\n")
     if first != f"{_YAML_DIGEST}{hashlib.sha256(text.encode()).hexdigest()}":

@@ -1,6 +1,4 @@
-"""Finding classes by name: those of the package, and those that other installed packages offer
-through an entry point.
-"""
+"""Finding classes by name: built-in ones, and ones that other packages register as entry points."""
 
 from __future__ import annotations
 
@@ -26,19 +24,19 @@ def find(
     what: str,
     attribute: str | None = None,
 ) -> Any:
-    """The class of that name, a subclass of `base`.
+    """Return the class with this name, a subclass of `base`.
 
     Args:
-        name: built-in names come first, so none can be taken over.
+        name: name of the class; built-in names take precedence and cannot be overridden.
         built_in: "module:Class" by name.
-        group: of the entry points.
-        base: what it has to be.
-        what: a word for it in errors.
-        attribute: of the class, which must be its name too: files store that one.
+        group: group of the entry points.
+        base: base class that the class must have.
+        what: noun for the class in error messages.
+        attribute: attribute of the class that must equal its name, because files store it.
 
     Raises:
-        CorrKDError: where the name is unknown, an entry point cannot be loaded or is no such class,
-            or the class has another name.
+        CorrKDError: if the name is unknown or not unique, the entry point cannot be loaded or is
+            not a subclass of `base`, or the attribute differs from the name.
     """
     if name in built_in:
         module, _, attribute = built_in[name].partition(":")
@@ -48,7 +46,7 @@ def find(
         raise CorrKDError(
             f"unknown {what} {name!r}; available: {', '.join(names(built_in, group))}"
         )
-    check_names([name], f"{what}")  # it names folders of a comparison
+    check_names([name], f"{what}")  # folders of a comparison have this name
     where = f"{what} {name!r} (entry point {points[0].value})"
     if len({point.value for point in points}) > 1:
         raise CorrKDError(
@@ -56,7 +54,7 @@ def find(
         )
     try:
         class_ = points[0].load()
-    except Exception as error:  # another package's code
+    except Exception as error:  # code of another package may raise anything
         raise CorrKDError(
             f"{where}: cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from None

@@ -1,5 +1,5 @@
-"""Typed settings of the parts of an experiment, and what checks them. `corrkd.experiment.settings`
-puts them together.
+"""Typed and validated settings of the parts of an experiment, which `corrkd.experiment.settings`
+combines.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from corrkd.parsing import quoted
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
-# Bounds far above any use, so that a file of somebody else's asks for no memory or time without
-# end.
+# Bounds far above any use, so that an untrusted file cannot demand unlimited memory or time.
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Width = Annotated[int, Field(ge=1, le=16_384)]  # of a layer
 Depth = Annotated[int, Field(ge=1, le=256)]  # layers
@@ -46,7 +45,7 @@ STANDARD_CONDITIONS = {
     "absent": [],
 }
 
-TARGET_GROUP = "corrkd.targets"  # entry points of other packages' kinds of target
+TARGET_GROUP = "corrkd.targets"  # entry points of target kinds in other packages
 TARGETS = (
     "auto",
     "classes",
@@ -78,9 +77,7 @@ TargetName = Annotated[str, AfterValidator(_is_target)]
 
 
 class Strict(BaseModel):
-    """Settings whose keys and numbers are checked: an unknown key is an error that lists those
-    there are.
-    """
+    """Settings with checked keys and values. The error for an unknown key lists allowed keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -93,7 +90,7 @@ class Strict(BaseModel):
 
     @classmethod
     def _groups(cls) -> dict[str, type[BaseModel]]:
-        """Fields that are groups of settings themselves."""
+        """Return the fields that are groups of settings, by name."""
         return {
             name: field.annotation
             for name, field in cls.model_fields.items()
@@ -102,9 +99,7 @@ class Strict(BaseModel):
 
 
 class ResampleSettings(Strict):
-    """Separate splits for each seed, made of the data's train and valid; the test split stays as it
-    is.
-    """
+    """Separate training and validation splits for each seed; the test split stays the same."""
 
     folds: Annotated[int, Field(ge=2, le=10_000)] | None = Field(
         None,
@@ -118,7 +113,7 @@ class ResampleSettings(Strict):
 
 
 class ReadingSettings(Strict):
-    """How a dataset file is read, whatever its layout."""
+    """How a dataset file of any layout is read."""
 
     glove: Path | None = Field(None, description="GloVe text file, for layouts that hold words")
     folds: Path | None = Field(
@@ -137,7 +132,7 @@ class ReadingSettings(Strict):
 
 
 class DataSettings(ReadingSettings):
-    """Which samples, which target, how features are normalised."""
+    """The samples, the target and the normalisation of features."""
 
     path: str = Field(
         "synthetic", description="a dataset file or folder, or `synthetic` for the built-in dataset"
@@ -183,8 +178,8 @@ class DataSettings(ReadingSettings):
 
 
 class NetworkSettings(Strict):
-    """The structure that teacher and student share (method, Network). What the paper leaves open
-    has its default here.
+    """The architecture that teacher and student share (section Network of docs/method.md), with
+    defaults for everything that the paper leaves open.
     """
 
     width: Width = Field(40, description="d, the embedding size of each modality [paper: 40]")
@@ -225,8 +220,8 @@ class NetworkSettings(Strict):
 
 
 class MissingSettings(Strict):
-    """Modality random missing (MRM) in training: both kinds at once, drawn anew for every sample
-    and epoch.
+    """Modality random missing (MRM) in training: missing modalities and missing frames, redrawn for
+    every sample and epoch.
     """
 
     modality: Probability = Field(
@@ -289,7 +284,7 @@ class TrainingSettings(Strict):
 
 
 class EvaluationSettings(Strict):
-    """What the networks are tested under. Every non-empty subset of the modalities is always in."""
+    """Test conditions beyond the non-empty subsets of the modalities, which are always tested."""
 
     split: Literal["train", "valid", "test"] = "test"
     conditions: dict[str, Any] = Field(
@@ -325,7 +320,7 @@ class EvaluationSettings(Strict):
     def _over_defaults(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        # Lists as in YAML, so that settings that are read again are equal.
+        # Lists, as in YAML, so that settings are equal after they are saved and loaded.
         changes = {
             kind: list(values) if isinstance(values, tuple) else values
             for kind, values in value.items()
@@ -338,8 +333,8 @@ def check_keys(
     allowed: Iterable[str],
     groups: Mapping[str, type[BaseModel]] | None = None,
 ) -> None:
-    """Raise a ValidationError that names the first key that is not allowed; and in which groups
-    there is one of that name, else the keys that are allowed.
+    """Raise a ValidationError that names the first key that is not allowed, and the groups that
+    have such a key, or else the allowed keys.
     """
     allowed = list(allowed)
     for key in tree:
@@ -360,8 +355,8 @@ def check_keys(
 
 
 def first_line(error: ValidationError, prefix: str = "") -> str:
-    """Return a validation's first error in a line that names the key, behind a prefix, and what is
-    allowed.
+    """Return the first validation error as one line that states the key, after a prefix, and what
+    is allowed.
     """
     first = error.errors(include_url=False, include_context=False)[0]
     path = ".".join(str(segment) for segment in first["loc"])[:120]

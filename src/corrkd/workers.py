@@ -1,4 +1,4 @@
-"""Running tasks in worker processes: reused ones on this machine, or those of a Ray cluster."""
+"""Running tasks in worker processes, which are reused on this machine or run on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 Backend = Literal["joblib", "ray"]
 Work = Callable[[T], R]
-"""Module-level function that does a task and returns its result; both can be pickled."""
+"""Module-level function that runs a task and returns the result; both can be pickled."""
 Submit = Callable[[T], "Future[R]"]
 
 KILLED = "its process was killed; it may have run out of memory"
@@ -31,7 +31,7 @@ class Lost(str):
 
 # An idle worker then ends and frees the dataset or models that it holds.
 IDLE_SECONDS = 600
-RETRIES = 1  # of a task whose worker on the cluster was lost: machines come and go
+RETRIES = 1  # of a task after its worker on a cluster was lost
 
 
 def end_with_parent() -> None:
@@ -40,8 +40,8 @@ def end_with_parent() -> None:
 
 
 def _end_with(parent: psutil.Process) -> None:
-    # On POSIX an orphan gets another parent, even if the old one is a zombie. On Windows it keeps
-    # the parent's number, which a new process may reuse.
+    # On POSIX an orphan gets another parent, even if the old one is a zombie. On Windows the parent
+    # id stays, but a new process may reuse it.
     while os.getppid() == parent.pid and parent.is_running():
         time.sleep(0.2)
     os._exit(1)
@@ -59,17 +59,16 @@ def workers(
     """Yield a function that submits a task to a worker and returns its future.
 
     Args:
-        work: function that does a task.
-        num_workers: processes on this machine; on a cluster, Ray starts one for each submitted
-            task.
-        backend: "joblib": processes on this machine; "ray": a cluster, whose machines share the
-            folders that the tasks name.
-        address: of the cluster; None: a local Ray on this machine.
-        gpus: GPUs that a task on a cluster needs.
+        work: function that runs a task.
+        num_workers: number of processes on this machine. On a cluster, Ray starts one for each
+            submitted task.
+        backend: "joblib" for processes on this machine, "ray" for a cluster of machines that share
+            the folders in the tasks.
+        address: address of the cluster; None for a local Ray on this machine.
+        gpus: number of GPUs that a task on a cluster needs.
 
     Raises:
-        CorrKDError: if the backend is Ray, and Ray is not installed or the cluster cannot be
-            reached.
+        CorrKDError: if Ray is needed and not installed, or the cluster cannot be reached.
     """
     if backend == "ray":
         with _ray(work, address, gpus) as submit:
@@ -77,7 +76,7 @@ def workers(
         return
     from joblib.externals.loky import get_reusable_executor
 
-    def executor() -> Any:  # a new one, where the last was broken
+    def executor() -> Any:  # a new one if the last is broken
         return get_reusable_executor(
             max_workers=num_workers, timeout=IDLE_SECONDS, initializer=end_with_parent
         )
@@ -108,7 +107,7 @@ def _ray(work: Work[T, R], address: str | None, gpus: float) -> Iterator[Submit[
 
 
 def check_backend(name: str) -> Backend:
-    """Return the backend of that name. Raises CorrKDError for an unknown name."""
+    """Return the backend with this name. Raises CorrKDError if the name is unknown."""
     for backend in get_args(Backend):
         if name == backend:
             return backend
@@ -121,14 +120,14 @@ def each_done(
     num_workers: int,
     can_begin: Callable[[T, Sequence[T]], bool] = lambda task, undone: True,
 ) -> Iterator[tuple[int, R | Lost]]:
-    """Submit tasks to workers and yield (index, result) of each task as it ends; a `Lost` error
-    line if it has no result.
+    """Submit tasks to workers and yield (index, result) of each task as it ends. The result of a
+    failed task is a `Lost` error line.
 
-    When a worker on this machine is killed, the task to blame is unknown. So each running task is
+    When a worker on this machine is killed, the task to blame is unknown. Each running task is then
     run again alone, before all others, and is lost as `KILLED` if its worker is killed again.
 
     Args:
-        tasks: in the order in which they start.
+        tasks: tasks in the order in which they start.
         submit: from `workers`.
         num_workers: number of tasks that run at a time.
         can_begin: (task, all tasks that are not done) -> whether the task can start.
@@ -167,9 +166,7 @@ def each_done(
 
 
 def _line_of(failure: Exception) -> str:
-    """Return the error line of a failure outside the task. A cluster itself reports which worker
-    was lost.
-    """
+    """Return the error line of a failure outside the task, such as a lost worker on a cluster."""
     kind = type(failure)
     if kind.__module__.startswith("ray.") and kind.__name__ in (
         "WorkerCrashedError",

@@ -1,6 +1,6 @@
-"""Reports: tables, figures and the page of a run, from its folder alone.
+"""Reports: tables, figures and the page of a run, made from its folder alone.
 
-The names below are loaded when first used, so that reading a run's folder loads no matplotlib.
+The public names are loaded on first use, so that reading the folder of a run loads no matplotlib.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Tables that compare arms: standings, differences, ranks, ablation, costs, and the inter-modality
-table with papers' numbers.
+table with numbers from papers.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ FAMILIES = {"published methods": "baseline", "controls": "control", "other metho
 def inter_modality(
     run: RunFolder, metric: str, reported: Mapping[str, Mapping[str, float]]
 ) -> Table:
-    """The paper's inter-modality table of all but the ablation's arms; below it what papers report,
-    by row heading and condition.
+    """Return the paper's inter-modality table without the ablation arms, followed by `reported`,
+    the numbers from papers by row heading and condition.
 
-    Of a few arms it ends in the reference minus the control; of more there is `differences_table`.
+    With few arms, it includes the reference minus the control. With more, `differences_table` shows
+    such differences.
     """
     main = tables.main_methods(run)
     table = (
@@ -63,7 +64,7 @@ def inter_modality(
 
 
 def of_dataset(reported: Reported, dataset: str, metric: str) -> Mapping[str, Mapping[str, float]]:
-    """What papers report of one dataset in one metric."""
+    """Return the numbers that papers report for a dataset and a metric."""
     return reported.get((dataset, metric), {})
 
 
@@ -74,8 +75,8 @@ def standings_table(
     clusters: Clusters,
     ranked: Mapping[str, float],
 ) -> Table:
-    """Avg. with both its intervals, the difference from the reference with its own, and p;
-    `ranked`: a last column, where there is any.
+    """Return the table of Avg. with both intervals, the difference from the reference with its
+    interval, and p. `ranked` becomes the last column unless it is empty.
     """
     title = tables.reference_title(run)
     values = tables.seed_values(run, "weighted_f1")
@@ -114,11 +115,15 @@ def standings_table(
 
 
 def ranking_table(run: RunFolder, standing: Mapping[str, Standing]) -> Table:
-    """Trained methods but the ablation's arms, from the highest Avg. down; equal ones share a rank.
+    """Return the ranking of trained methods without the ablation arms by Avg., from high to low;
+    equal methods share a rank.
 
     Args:
-        run: the dataset's folder.
-        standing: by method, with the test against the reference; methods that it lacks have none.
+        run: folder of the dataset.
+        standing: standings by method; methods without one are shown as not tested.
+
+    Raises:
+        AbsentError: if no method has an Avg.
     """
     values = tables.seed_values(run, "weighted_f1")
     averages, complete = (
@@ -153,7 +158,7 @@ def ranking_table(run: RunFolder, standing: Mapping[str, Standing]) -> Table:
 
 
 def differences_table(run: RunFolder) -> Table:
-    """Every method minus the reference under each subset, paired over seeds."""
+    """Return the table of each method minus the reference, by subset and paired over seeds."""
     values, titles = tables.seed_values(run, "weighted_f1"), tables.method_titles(run)
     headings = tables.subset_headings(run)
     cells = {
@@ -189,17 +194,15 @@ def _p(value: float | None) -> Cell | None:
 
 
 def ranked_conditions(run: RunFolder) -> tuple[list[str], list[str]]:
-    """Missing subsets with complete, and ratios: no condition twice, a ratio of 0 being
-    complete.
-    """
+    """Return the names of the missing subsets, then complete, and the names of ratios above 0."""
     subsets = dict.fromkeys([*(c.name for c in missing_subsets(run.modalities)), COMPLETE])
     ratios = [name for name, ratio in tables.ratio_headings(run).items() if float(ratio) > 0]
     return list(subsets), ratios
 
 
 def mean_ranks(run: RunFolder, conditions: Sequence[str]) -> dict[str, float]:
-    """Mean rank of all but the ablation's arms, by weighted F1 averaged over seeds; those measured
-    under no condition are left out.
+    """Return the mean rank of each method by weighted F1 averaged over seeds, without the ablation
+    arms and methods that were not tested under any of the conditions.
     """
     values = (
         tables.seed_values(run, "weighted_f1").groupby(["method", "condition"]).mean().unstack()
@@ -214,7 +217,7 @@ def mean_ranks(run: RunFolder, conditions: Sequence[str]) -> dict[str, float]:
 
 
 def ranks_table(run: RunFolder) -> Table:
-    """Rank by condition, and mean ranks over the ratios and over all."""
+    """Return the table of ranks by condition, with mean ranks over the ratios and over all."""
     subsets, ratios = ranked_conditions(run)
     headings = tables.subset_headings(run)
     groups = {**{headings[c]: [c] for c in subsets}, "ratios": ratios, "all": [*subsets, *ratios]}
@@ -242,8 +245,8 @@ def ranks_table(run: RunFolder) -> Table:
 
 
 def ablation_table(run: RunFolder) -> Table:
-    """CorrKD and the reference, losses of CorrKD left out or replaced, and no distillation, under
-    the missing subsets.
+    """Return the ablation table over the missing subsets: CorrKD, the reference, CorrKD with losses
+    left out or replaced, and the control without distillation.
     """
     arms = tables.ablation_methods(run)
     if not tables.seed_counts(run, arms):
@@ -261,7 +264,7 @@ def ablation_table(run: RunFolder) -> Table:
 
 
 def size_table(run: RunFolder) -> Table:
-    """Parameters and epochs of each method: mean over seeds with the least and most."""
+    """Return the table of parameters and epochs of each method: mean over seeds, least and most."""
     columns = {"Parameters": ("parameters", 1.0, 0), "Epochs": ("epochs", 1.0, 1)}
     caption = (
         "Parameters and training epochs: mean over seeds, with the least and the most where seeds "
@@ -271,8 +274,8 @@ def size_table(run: RunFolder) -> Table:
 
 
 def time_table(run: RunFolder) -> Table:
-    """Seconds and memory that each training took, and on which device: mean over seeds with the
-    least and most.
+    """Return the table of training time (seconds), peak memory (MB) and device of each method: mean
+    over seeds, least and most.
     """
     columns = {
         "Training, seconds": ("train_seconds", 1.0, 1),
@@ -298,7 +301,9 @@ def time_table(run: RunFolder) -> Table:
 
 
 def _costs(run: RunFolder, columns: Mapping[str, tuple[str, float, int]]) -> pd.DataFrame:
-    """Methods (rows, by name) against columns of costs.csv by heading: (column, scale, digits)."""
+    """Return methods (rows, by name) against costs; `columns`: heading -> (column of costs.csv,
+    scale, digits).
+    """
     costs = run.costs()
     measured = [m for m in tables.method_titles(run) if m in set(costs["method"])]
     if not measured:
@@ -324,8 +329,8 @@ def _spread(
 
 
 def curve_families(run: RunFolder) -> dict[str, list[str]]:
-    """The methods of each figure of curves, by its name: baselines, controls and all other methods,
-    each with the reference; all in one figure where only one of these has any.
+    """Return the methods in each figure of curves, by name of the figure: baselines, controls and
+    other methods, each with the reference, or all in one figure if only one of these exists.
     """
     kinds = {m.name: m.kind for m in tables.rows_of(run) if m.kind != "ablation"}
     families = {

@@ -1,4 +1,4 @@
-"""The figure of an explanation: what each modality and each frame added to one prediction."""
+"""The figure of an explanation: the contribution of each modality and frame to one prediction."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from corrkd.evaluation.explain import Explanation
 
-# Okabe and Ito's blue and orange: distinguishable with every kind of colour vision, and dark and
-# light where there is no colour.
+# Blue and orange of Okabe and Ito: distinguishable with every kind of colour vision and as greys.
 FOR, AGAINST, INK, FAINT = "#0072B2", "#E69F00", "#444444", "#888888"
 GONE: dict[str, Any] = {
     "facecolor": "#EFEFEF",
@@ -23,7 +22,7 @@ GONE: dict[str, Any] = {
     "hatch": "////",
     "linewidth": 0.0,
 }
-WIDTH = 8.4  # inches, as the figures of a report
+WIDTH = 8.4  # inches, like the figures of a report
 STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": FAINT,
@@ -49,12 +48,12 @@ STYLE = {
 
 
 def draw(explanation: Explanation) -> Figure:
-    """The explanation as a figure: on the left a bar for each modality, on the right a row for each
-    with a bar for each frame.
+    """Return the explanation as a figure: on the left a bar for each modality, on the right a row
+    for each modality with a bar for each frame.
 
-    Its first axes hold the modalities, the others the frames of one modality each, which share one
-    scale, as far up as down. What speaks for the class (or raises the score) is blue and points
-    right or up, what speaks against it orange; what is missing is hatched.
+    The first axes show the modalities, the others the frames of one modality each, on a common
+    symmetric scale. Evidence for the class (or a higher score) is blue and points right or up,
+    evidence against it is orange, and missing frames are hatched.
     """
     count = len(explanation.modalities)
     height = 1.55 + 0.95 * max(count, 1.7)
@@ -63,7 +62,7 @@ def draw(explanation: Explanation) -> Figure:
     )
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        # Room in inches for two lines above and the legend below.
+        # space for two lines above and the legend below, in inches
         figure.get_layout_engine().set(rect=(0.004, 0.3 / height, 0.984, 1.0 - 0.85 / height))  # type: ignore[union-attr,call-arg]
         left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.55))[0]
         left.suptitle(
@@ -101,12 +100,12 @@ def draw(explanation: Explanation) -> Figure:
             handlelength=1.2,
             borderaxespad=0.3,
         )
-        figure.draw_without_rendering()  # ticks are made now, while the style holds
+        figure.draw_without_rendering()  # creates the ticks while the style applies
     return figure
 
 
 def _draw_modalities(axes: Axes, explanation: Explanation) -> None:
-    """A bar for each modality, the first on top, with its numbers beside it."""
+    """Draw a bar for each modality, the first on top, with its numbers on the right."""
     effects = explanation.modalities
     values = [effect.value for effect in effects.values()]
     thick = min(0.5, 0.25 * len(effects))
@@ -135,9 +134,7 @@ def _draw_modalities(axes: Axes, explanation: Explanation) -> None:
 
 
 def _draw_frames(axes: Axes, explanation: Explanation, modality: str, limit: float) -> None:
-    """A bar for each frame of a modality; frames that are missing are hatched, padding is left
-    out.
-    """
+    """Draw a bar for each frame of a modality, with missing frames hatched and without padding."""
     rows = explanation.frames[modality], explanation.exists[modality], explanation.visible[modality]
     bars = [
         (index, value, present)
@@ -177,7 +174,7 @@ def _colour(value: float) -> str:
 
 
 def _wrapped(text: str, width: int) -> str:
-    """On lines of at most `width` characters; underscores may end one."""
+    """Return a label in lines of at most `width` characters, which may break after underscores."""
     lines = textwrap.wrap(_short(text, 3 * width).replace("_", "_\0 "), width)
     return "\n".join(line.replace("\0 ", "").rstrip("\0") for line in lines)
 
@@ -187,7 +184,7 @@ def _short(text: str, most: int) -> str:
 
 
 def _round_number(limit: float) -> float:
-    """The largest of 1 to 5 times a power of ten that a limit above 0 allows."""
+    """Return the largest number up to a limit above 0 that is 1 to 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(limit))
     return next((n * power for n in (5.0, 4.0, 3.0, 2.0) if n * power <= limit), power)
 
@@ -209,8 +206,8 @@ def _percent(share: float) -> str:
 
 
 def _facts(explanation: Explanation) -> str:
-    """Both ends between which the frames' attributions lie, and by how much these miss the way
-    between.
+    """Return a sentence on the output with all frames and with blank ones, and on the error of the
+    sum of attributions if it is large.
     """
     value, baseline, gap = explanation.value, explanation.baseline, explanation.gap
     facts = (

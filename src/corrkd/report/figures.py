@@ -1,4 +1,4 @@
-"""The figures of a report, each as SVG and PNG. The same run folder gives the same bytes."""
+"""The figures of a report, as SVG and PNG. The same run folder gives the same bytes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ from corrkd.missing.conditions import COMPLETE, missing_subsets
 from corrkd.report import tables
 from corrkd.report.run_folder import FEW_ARMS, TEACHER, AbsentError, RunFolder
 
-# Okabe and Ito's palette, distinguishable with every kind of colour vision; methods and classes
-# differ in line or marker as well.
+# Palette of Okabe and Ito, for every kind of colour vision. Lines and markers differ as well.
 BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, GREY = (
     "#0072B2",
     "#D55E00",
@@ -56,13 +55,13 @@ OTHERS = (
     GREEN,
     VERMILION,
 )  # of methods without a fixed style
-WIDTH = 8.4  # inches, of the figures that span the page
-POINTS = 600  # of a projection: enough to see the clusters, few enough for t-SNE to take a second
+WIDTH = 8.4  # inches, of figures that span the page
+POINTS = 600  # of a projection: enough to see clusters, few enough for t-SNE to take a second
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure, ready to be written. `alt` says what it shows to who cannot see it."""
+    """One figure, ready to be written. `alt` is the alternative text."""
 
     name: str
     caption: str
@@ -72,8 +71,8 @@ class Picture:
 
 
 def style(name: str) -> AbstractContextManager[None]:
-    """Matplotlib's defaults (whatever the user's own are), calm, with ids in the SVG that depend on
-    `name` alone.
+    """Return a context with the style of reports, independent of the user's matplotlib settings.
+    SVG ids depend on `name` alone.
     """
     settings = {
         "axes.axisbelow": True,
@@ -105,7 +104,7 @@ def style(name: str) -> AbstractContextManager[None]:
 
 
 def picture(name: str, caption: str, alt: str, figure: Figure) -> Picture:
-    """The figure as bytes, without date or version in them."""
+    """Return a figure as SVG and PNG bytes without date and version."""
     svg, png = io.BytesIO(), io.BytesIO()
     figure.savefig(
         svg, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -115,7 +114,7 @@ def picture(name: str, caption: str, alt: str, figure: Figure) -> Picture:
 
 
 def looks(run: RunFolder, methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """How each method's curve looks; methods without a fixed style take colours and markers
+    """Return the line style of each method. Methods without a fixed style take colours and markers
     in turn.
     """
     fixed: dict[Any, dict[str, Any]] = {
@@ -136,23 +135,26 @@ def looks(run: RunFolder, methods: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def wrapped(text: str, width: int = 22) -> str:
-    """A label on lines of at most `width` characters."""
+    """Return a label in lines of at most `width` characters."""
     return (
         "\n".join(textwrap.wrap(terminal_text(text), width)) or " "
     )  # XML has no control characters
 
 
 def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], **location: Any) -> None:
-    """A legend above the axes. A leading underscore would make matplotlib drop an entry."""
+    """Add a legend above the axes."""
+    # Entries start with a space because matplotlib drops those with a leading underscore.
     options: dict[str, Any] = {"loc": "outside upper left", "ncols": min(len(labels), 5)} | location
     figure.legend(handles, [f"\u2009{wrapped(label, 26)}" for label in labels], **options)
 
 
 def ratio_curves(run: RunFolder, methods: Sequence[str] | None = None) -> Picture:
-    """Weighted F1 against the share of missing frames with floors and ceiling: means, and 95 %
-    bands where these can be distinguished.
+    """Return the curves of weighted F1 against the share of missing frames, with floors and
+    ceiling. All methods have 95 % bands if they are few, else only the reference.
 
-    `methods`: the trained ones to show; default: all.
+    Args:
+        run: folder of the dataset.
+        methods: trained methods to show; default: all.
     """
     how, headings = tables.FRACTION, tables.ratio_headings(run)
     frame = tables.compared(run, "weighted_f1", headings, how, methods)
@@ -175,7 +177,7 @@ def ratio_curves(run: RunFolder, methods: Sequence[str] | None = None) -> Pictur
                 axes.fill_between(
                     ratio, mean - half, mean + half, color=color, alpha=0.15, linewidth=0
                 )
-        low, high = axes.get_ylim()  # a band of two seeds may go far beyond what F1 can be
+        low, high = axes.get_ylim()  # a band of two seeds may exceed the range of F1
         axes.set(
             xlabel="Share of frames missing from every modality",
             ylabel=how.title,
@@ -209,8 +211,8 @@ def ratio_curves(run: RunFolder, methods: Sequence[str] | None = None) -> Pictur
 
 
 def training(run: RunFolder) -> Picture:
-    """Loss terms and the validation score by epoch for the run's focus, the kept epoch of each seed
-    marked.
+    """Return the curves of the loss terms and the validation score by epoch, for the arms of
+    `run.focus`, with the kept epoch of each seed marked.
     """
     history = run.history()
     history = history[history["method"].isin(run.focus)]
@@ -257,13 +259,13 @@ def training(run: RunFolder) -> Picture:
 
 
 def kept_epochs(history: pd.DataFrame, methods: Iterable[str]) -> dict[str, list[int]]:
-    """Per method, the epoch that each seed kept."""
+    """Return the kept epoch of each seed, in order of the seeds, by method."""
     kept = history[history["kept"] == 1].sort_values("seed", kind="stable")
     return {m: kept.loc[kept["method"] == m, "epoch"].astype(int).tolist() for m in methods}
 
 
 def validation(axes: Axes, history: pd.DataFrame, color: str) -> None:
-    """One method's validation curves with the epochs that were kept."""
+    """Draw the validation curves of one method, with the kept epochs marked."""
     for _, rows in history.groupby("seed"):
         rows = rows.sort_values("epoch").reset_index(drop=True)
         score = rows["valid/weighted_f1"] * 100
@@ -281,7 +283,9 @@ def validation(axes: Axes, history: pd.DataFrame, color: str) -> None:
 
 
 def confusion(run: RunFolder) -> Picture:
-    """The reference's confusion matrices at complete and at the hardest single modality."""
+    """Return the confusion matrices of the reference for complete samples and for the hardest
+    single modality.
+    """
     conditions = tables.shown_conditions(run)
     matrices = {c: tables.confusion(run, c) for c in conditions}
     questions = list(matrices[COMPLETE])
@@ -314,7 +318,7 @@ def confusion(run: RunFolder) -> Picture:
 
 
 def matrix(axes: Axes, counts: pd.DataFrame) -> None:
-    """One confusion matrix: rows normalised, counts in small."""
+    """Draw a confusion matrix with the share of the true class and the count in each cell."""
     number = counts.to_numpy(int)
     share = number / np.maximum(number.sum(1, keepdims=True), 1)
     edges = np.arange(len(share) + 1) - 0.5
@@ -343,8 +347,8 @@ def matrix(axes: Axes, counts: pd.DataFrame) -> None:
 
 
 def scores(run: RunFolder) -> Picture:
-    """Predicted against true score of the reference, for score targets: what they have in place of
-    a confusion matrix.
+    """Return the scatter plots of predicted against true scores of the reference, which replace
+    confusion matrices for score targets.
     """
     conditions = tables.shown_conditions(run)
     rows = run.predictions(conditions)
@@ -377,8 +381,8 @@ def scores(run: RunFolder) -> Picture:
 
 
 def reliability(run: RunFolder) -> Picture:
-    """Accuracy against confidence in ten bins, at complete and at the hardest single modality, all
-    seeds together.
+    """Return the reliability diagrams: accuracy against confidence in ten bins, for complete
+    samples and for the hardest single modality, with all seeds pooled.
     """
     if not run.card.target.has_classes:
         raise AbsentError("The target is a score: there are no probabilities to calibrate.")
@@ -447,11 +451,13 @@ def reliability(run: RunFolder) -> Picture:
 
 
 def projection(run: RunFolder, condition: str | None = None) -> Picture:
-    """t-SNE of the teacher's complete representations, and of teacher, control and reference under
-    one condition, coloured by target.
+    """Return t-SNE plots of the teacher's representations of complete samples, and of teacher,
+    control and reference under one condition, coloured by target.
 
-    `condition`: any that the run stored; default: the one that the run was to show, else the first
-    missing subset that it stored.
+    Args:
+        run: folder of the dataset.
+        condition: a condition with stored representations; default: the projection in the settings,
+            or else the first stored missing subset.
     """
     subsets = [c.name for c in missing_subsets(run.modalities)]
     candidates = dict.fromkeys(
@@ -475,8 +481,8 @@ def projection(run: RunFolder, condition: str | None = None) -> Picture:
 def projected(
     run: RunFolder, seed: int, panels: Mapping[str, npt.NDArray[Any]], targets: npt.NDArray[Any]
 ) -> Picture:
-    """A panel for each of the representations (N, D) by "<method>/<condition>", coloured by
-    target.
+    """Return a figure with a panel for each "<method>/<condition>" and representations (N, D),
+    coloured by target.
     """
     count = len(targets)
     sample = np.unique(np.linspace(0, count - 1, min(count, POINTS)).astype(int))
@@ -517,13 +523,13 @@ def projected(
 
 
 def embedded(representations: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """(N, D) -> (N, 2) by PCA to at most 30 dimensions, then t-SNE started from PCA. One thread:
-    the same bits each time.
+    """Return representations (N, D) in two dimensions, (N, 2), by PCA to at most 30 dimensions and
+    t-SNE initialised by PCA.
     """
     values = representations.astype(np.float64)
     if len(values) < 4 or not np.ptp(values, axis=0).any():
-        return np.zeros((len(values), 2))  # all in one place: nothing to tell apart
-    with threadpool_limits(limits=1):
+        return np.zeros((len(values), 2))  # nothing to separate
+    with threadpool_limits(limits=1):  # for reproducible bits
         reduced = PCA(min(30, *values.shape), svd_solver="full").fit_transform(values)
         if reduced.shape[1] < 2:
             reduced = np.pad(reduced, ((0, 0), (0, 1)))
@@ -535,8 +541,8 @@ def embedded(representations: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 def coloured(
     axes: Axes, points: npt.NDArray[np.float64], targets: npt.NDArray[Any], run: RunFolder
 ) -> tuple[list[Any], list[str]]:
-    """Scatter by class, by the one question answered yes, or by score (then without handles);
-    handles and labels for the legend.
+    """Draw points coloured by class, by the one question with label yes, or by score. Return the
+    handles and labels for the legend, which are empty for scores.
     """
     target = run.card.target
     look: dict[str, Any] = {"s": 8, "alpha": 0.75, "linewidth": 0}

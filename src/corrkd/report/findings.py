@@ -1,4 +1,4 @@
-"""What the numbers of a dataset say, a sentence each."""
+"""The findings on a dataset, as sentences."""
 
 from __future__ import annotations
 
@@ -44,8 +44,9 @@ BESIDE = {
 
 
 def findings(analysis: Analysis) -> list[str]:
-    """Return the sentences at the top of a report: reference against control over the missing
-    subsets; teacher, floors and ceiling; how many differences from the reference are significant.
+    """Return the sentences at the top of a report: the reference against the control over the
+    missing subsets, teacher, floors and ceiling, and how many differences from the reference are
+    significant.
     """
     run = analysis.run
     try:
@@ -92,8 +93,8 @@ def _against_control(run: RunFolder, means: Mapping[str, float]) -> list[str]:
 
 
 def verdict(difference: Cell | None, seeds: int, reference: str, control: str) -> str:
-    """Return reference minus control in words: one is better only where the 95 % interval excludes
-    zero.
+    """Return the difference of reference and control in words: one is better only if the 95 %
+    interval excludes zero.
     """
     if difference is None:
         return "no seed has results of both"
@@ -136,13 +137,13 @@ def verdicts(
     clusters: Clusters,
     about: str = "",
 ) -> list[str]:
-    """Return how many methods differ significantly from the reference; which ones is in the tables.
+    """Return sentences on how many methods differ significantly from the reference.
 
     Args:
-        run: the dataset's folder.
-        standing: of one family of methods.
-        clusters: what was resampled.
-        about: opens each sentence.
+        run: folder of the dataset.
+        standing: standings of one family of methods, or why there are none.
+        clusters: units of the resampling.
+        about: prefix of each sentence.
     """
     reference = tables.reference_title(run)
     if isinstance(standing, AbsentError):

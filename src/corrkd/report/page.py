@@ -1,4 +1,4 @@
-"""What a report says, and the files that it becomes: report.html, report.md, tables/, figures/."""
+"""The contents of a report, and its files: report.html, report.md, tables/ and figures/."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from corrkd.report.run_folder import AbsentError
 from corrkd.report.tables import Table
 
 Item = str | Table | Picture | AbsentError
-"""A paragraph, a table, a figure, or why one of them is not there."""
+"""A paragraph, a table, a figure, or why one of them is absent."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it. `level` 3: part of the section before it."""
+    """A heading with the items below it. A section of `level` 3 is a part of the one before it."""
 
     title: str
     items: list[Item]
@@ -32,18 +32,18 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """All that a report says, before it is HTML or Markdown.
+    """The contents of a report, independent of its format.
 
     Attributes:
-        title: of the document.
-        heading, subtitle: at its top.
-        warnings: what limits every result, a sentence each; shown first.
-        findings: what the numbers show, a sentence each.
-        head: what was run, as term and description.
-        sections: in order.
-        notes: how it was made, a line each.
-        settings: text of a settings file by its heading.
-        files: what is in each file of the folder.
+        title: title of the document.
+        heading, subtitle: shown at the top.
+        warnings: sentences on what limits every result; shown first.
+        findings: sentences on what the results show.
+        head: datasets, arms and seeds, as term and description.
+        sections: sections in order.
+        notes: lines on how the results were made.
+        settings: text of the settings files, by heading.
+        files: descriptions of the files in the folder, by path.
         footer: hardware, versions and times, which differ between repetitions of the same run.
         origin: the last sentence of the footer.
     """
@@ -63,9 +63,7 @@ class Page:
 
     @property
     def numbered(self) -> list[tuple[Section, list[tuple[str, Item]]]]:
-        """Each section with its items and their labels ("Table 1", "Figure 1", "" for the rest);
-        the footer is the last.
-        """
+        """Sections with their labelled items ("Table 1", "Figure 1", or ""); the footer is last."""
         counts = {Table: 0, Picture: 0}
         out = []
         for section in [*self.sections, self.footer]:
@@ -82,7 +80,9 @@ class Page:
 
 
 def write_page(folder: Path, page: Page) -> Path:
-    """Write every file of a report, and return the path of report.html."""
+    """Write all files of a report and return the path of report.html. Raises CorrKDError if a file
+    cannot be written.
+    """
     remove_parts(folder)
     for name, content in report_files(page).items():
         write_bytes(folder / name, content)
@@ -90,7 +90,7 @@ def write_page(folder: Path, page: Page) -> Path:
 
 
 def report_files(page: Page) -> dict[str, bytes]:
-    """Return every file of the report by its path in the folder; the page itself goes last."""
+    """Return the contents of all files of a report, by path in the folder; report.html is last."""
     files: dict[str, bytes] = {}
     for item in (item for section in [*page.sections, page.footer] for item in section.items):
         if isinstance(item, Table):
@@ -103,7 +103,7 @@ def report_files(page: Page) -> dict[str, bytes]:
 
 
 def part(make: Callable[..., Item], *args: Any) -> Item:
-    """Return a table or figure, or why it is absent."""
+    """Return `make(*args)`, a table or figure, or the AbsentError that it raises."""
     try:
         return make(*args)
     except AbsentError as error:
@@ -111,7 +111,7 @@ def part(make: Callable[..., Item], *args: Any) -> Item:
 
 
 def html(page: Page) -> str:
-    """Return the page with its style and figures inside: no script, no address."""
+    """Return the page as HTML with embedded style and figures, without scripts or addresses."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("corrkd.report", "."),
         autoescape=True,
@@ -128,13 +128,13 @@ def html(page: Page) -> str:
 
 
 def code(text: str) -> Markup:
-    """Escaped, with what stands between backticks as code."""
+    """Return escaped text, with text between backticks as code."""
     return Markup(re.sub("`(.*?)`", r"<code>\1</code>", str(escape(text))))
 
 
 def inline_svg(picture: Picture) -> Markup:
-    """The figure's <svg> for a page: named for readers, without namespaces, its ids apart from the
-    other figures'.
+    """Return the <svg> of a figure for a page: with its alternative text, without namespaces, and
+    with ids that are unique on the page.
     """
     svg = picture.svg.decode()
     svg = svg[svg.index("<svg") :]
@@ -153,7 +153,7 @@ def inline_svg(picture: Picture) -> Markup:
 
 
 def markdown(page: Page) -> str:
-    """Return the report as Markdown, its figures linked."""
+    """Return the report as Markdown with links to the figures."""
     text = tables.markdown_text
     *sections, footer = page.numbered
     lines = [f"# {text(page.title)}"]
@@ -182,7 +182,7 @@ def markdown(page: Page) -> str:
 
 
 def _contents(sections: list[Section]) -> str:
-    """A list of links to the sections, of which the last is the footer."""
+    """Return a list of links to the sections, of which the last is the footer."""
     *links, last = (
         f"{'  ' * (section.level - 2)}- [{tables.markdown_text(section.title)}](#section-{index})"
         for index, section in enumerate(sections, start=1)
@@ -191,7 +191,7 @@ def _contents(sections: list[Section]) -> str:
 
 
 def _markdown_section(section: Section, items: list[tuple[str, Item]]) -> list[str]:
-    """The blocks of a section, its heading first."""
+    """Return the blocks of a section, with the heading first."""
     text = tables.markdown_text
     lines = [f"{'#' * section.level} {text(section.title)}"]
     for label, item in items:

@@ -1,6 +1,4 @@
-"""The report of a plan's folder, from that folder alone: one dataset and three arms, or many of
-both.
-"""
+"""The report of a plan, from its folder alone, for any number of datasets and arms."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from corrkd.report.standings import analyse
 from corrkd.report.tables import FRACTION, Table
 
 DRAWS = 10_000
-FEWEST_SEEDS = 3  # with fewer there is a warning
+FEWEST_SEEDS = 3  # fewer seeds give a warning
 FILES = {
     PLAN: "the plan, sufficient to repeat the run",
     FAILURES: "runs without results: dataset, method, seed, error",
@@ -55,24 +53,24 @@ FILES = {
 def write_report(
     out: Path, *, condition: str | None = None, draws: int = DRAWS, reference: str | None = None
 ) -> Path:
-    """Make report.html, report.md, tables/ (CSV, LaTeX) and figures/ (SVG, PNG) in a plan's folder,
-    from that folder alone.
+    """Write report.html, report.md, tables/ (CSV, LaTeX) and figures/ (SVG, PNG) into the folder of
+    a plan, from that folder alone.
 
-    The same folder gives the same bytes. Each file appears whole or not at all. What the folder
-    lacks is noted in the report.
+    The same folder gives the same bytes. Each file is written atomically. The report notes what
+    the folder lacks.
 
     Args:
-        out: the folder that a plan wrote. Papers' numbers in its reported.csv are shown beside
-            ours.
-        condition: under which the representations are projected; default: as the run was to show.
-        draws: of the group bootstrap and the sign-flip test.
-        reference: the arm that the others are compared with; default: the plan's.
+        out: folder of a plan. Numbers from papers in its reported.csv are shown next to the
+            results.
+        condition: condition of the projected representations; default: as in the settings.
+        draws: number of draws of the group bootstrap and the sign-flip test.
+        reference: arm that the others are compared with; default: as in the plan.
 
     Returns:
         The path of report.html, which needs no other file.
 
     Raises:
-        CorrKDError: where it is no plan's folder, a dataset lacks the reference, a file in it
+        CorrKDError: if `out` is not the folder of a plan, a dataset lacks the reference, a file
             cannot be read, or the report cannot be written.
     """
     out = Path(out)
@@ -88,7 +86,7 @@ def write_report(
 def plan_page(
     out: Path, runs: Mapping[str, RunFolder], reported: Reported, condition: str | None, draws: int
 ) -> Page:
-    """Return the report of a plan's datasets."""
+    """Return the report of the datasets of a plan."""
     analyses = [analyse(name, run, draws) for name, run in runs.items()]
     protocols = [run.card.protocol for run in runs.values()]
     common = [line for line in protocols[0] if all(line in lines for lines in protocols)]
@@ -121,7 +119,7 @@ def plan_page(
 
 
 def seed_warnings(runs: Mapping[str, RunFolder]) -> list[str]:
-    """Return one warning where a dataset has too few seeds for its intervals to mean much."""
+    """Return a warning if a dataset has too few seeds for meaningful intervals, else []."""
     few = {
         name: f"{len(run.card.seeds)} seed{'s' if len(run.card.seeds) > 1 else ''}"
         for name, run in runs.items()
@@ -137,8 +135,8 @@ def seed_warnings(runs: Mapping[str, RunFolder]) -> list[str]:
 
 
 def footer(runs: Mapping[str, RunFolder], prefixes: Mapping[str, str]) -> Section:
-    """Return hardware, versions and times: all on the page that does not follow from data,
-    settings and seeds.
+    """Return the section on hardware, versions and times, the only one that is not determined by
+    data, settings and seeds.
     """
     versions = {
         name: ", ".join(
@@ -160,8 +158,8 @@ def footer(runs: Mapping[str, RunFolder], prefixes: Mapping[str, str]) -> Sectio
 
 
 def named_by_dataset(lines: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the lines of all datasets, each once, after the dataset's name where there are
-    several.
+    """Return the distinct lines of all datasets, after the name of the dataset if there are several
+    datasets.
     """
     return list(
         dict.fromkeys(
@@ -173,7 +171,7 @@ def named_by_dataset(lines: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def file_list(out: Path) -> dict[str, str]:
-    """Return the kinds of files that the folder has, with what is in them."""
+    """Return the description of each kind of file that the folder contains."""
     patterns = {
         name: name.replace("DATASET", "*").replace("seed-N", "seed-*").replace("ARM", "*")
         for name in FILES
@@ -182,7 +180,7 @@ def file_list(out: Path) -> dict[str, str]:
 
 
 def head(runs: Mapping[str, RunFolder]) -> dict[str, str]:
-    """Return what was run, as term and description."""
+    """Return the datasets, arms and seeds of the plan, as term and description."""
     methods = {m.name: m for run in runs.values() for m in tables.rows_of(run)}
     groups = {
         "Baselines": "baseline",
@@ -207,18 +205,18 @@ def head(runs: Mapping[str, RunFolder]) -> dict[str, str]:
 
 
 def by_dataset(texts: Mapping[str, str]) -> str:
-    """Return one text where all datasets have the same, else each after its dataset's name."""
+    """Return the text if all datasets have the same, else each text after the dataset's name."""
     if len(set(texts.values())) == 1:
         return next(iter(texts.values()))
     return "; ".join(f"{name}: {text}" for name, text in texts.items())
 
 
 def plain_report(out: Path) -> str:
-    """Return weighted F1 of every arm as plain text for a terminal, a table for each dataset: of a
-    few arms under every missing subset, of many on Avg. and complete.
+    """Return a plain-text table of weighted F1 for each dataset, for a terminal: under all missing
+    subsets if there are few arms, else only Avg. and complete.
 
     Raises:
-        CorrKDError: where it is no plan's folder.
+        CorrKDError: if `out` is not the folder of a plan, or a file cannot be read.
     """
     runs = open_datasets(out)
     with refusing(out, "its files do not fit together; run what is damaged again"):
@@ -240,7 +238,9 @@ def _plain_dataset(name: str, run: RunFolder) -> str:
 
 
 def read_failures(out: Path) -> list[str]:
-    """Return failures.csv, a line each; empty where there is none."""
+    """Return the failed runs in failures.csv as lines, or [] without that file. Raises CorrKDError
+    if it cannot be read.
+    """
     file = out / FAILURES
     if not file.is_file():
         return []

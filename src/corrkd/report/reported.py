@@ -1,6 +1,4 @@
-"""Numbers that papers report, from a CSV file of the user's: shown beside ours, never in a
-statistic.
-"""
+"""Numbers from papers in a CSV file, which are shown next to the results but enter no statistic."""
 
 from __future__ import annotations
 
@@ -18,25 +16,25 @@ from corrkd.targets.measures import metric_of
 COLUMNS = ("method", "condition", "metric", "value")
 
 Reported = dict[tuple[str, str], dict[str, dict[str, float]]]
-"""By (dataset's folder, metric): row heading -> condition -> value as shown."""
+"""(dataset folder, metric) -> row heading -> condition -> value in the scale of the table."""
 
 
 def shown_metrics(run: RunFolder) -> list[str]:
-    """Metrics that have an inter-modality table."""
+    """Return the metrics that have an inter-modality table."""
     return list(run.card.target.tabled_metrics)
 
 
 def read_reported(file: Path, runs: Mapping[str, RunFolder]) -> Reported:
-    """Reads columns method, condition, metric, value and, where given, dataset and source.
+    """Read the columns method, condition, metric, value and, if present, dataset and source.
 
     Args:
-        file: a condition is one of our names or a table's heading ("average", "Avg.", "{l,a}");
-            values are in the table's scale.
-        runs: the comparison's datasets by folder; `dataset` names a folder or the dataset in it,
-            and is needed where there are several.
+        file: CSV file. A condition is a name or the heading of a table ("average", "Avg.",
+            "{l,a}"); values are in the scale of the table.
+        runs: datasets of the plan by folder. The column `dataset` contains a folder or the name of
+            the dataset in it; it is needed if there are several datasets.
 
     Raises:
-        CorrKDError: with the row, the column and what is allowed there, for the first thing wrong.
+        CorrKDError: on the first mistake, with the row, the column and the allowed values.
     """
     out: Reported = {}
     try:
@@ -115,7 +113,7 @@ def _value(text: str, metric: str, where: str) -> float:
 
 
 def _conditions(run: RunFolder) -> dict[str, str]:
-    """Conditions by every spelling that is understood."""
+    """Return the conditions by all accepted spellings."""
     headings = subset_headings(run)
     names = {_spelled(text): name for name, heading in headings.items() for text in (name, heading)}
     everything = {_spelled("{" + ",".join(letters(run).values()) + "}"): COMPLETE, "avg": AVERAGE}
@@ -123,7 +121,9 @@ def _conditions(run: RunFolder) -> dict[str, str]:
 
 
 def _spelled(condition: str) -> str:
-    """One spelling of "{a, l}" and "{l,a}", of "audio+language" and "language+audio"."""
+    """Return a common spelling, such as for "{a, l}" and "{l,a}" or "audio+language" and
+    "language+audio".
+    """
     text = condition.strip().casefold()
     if text.startswith("{") and text.endswith("}"):
         return "{" + ",".join(sorted(word.strip() for word in text[1:-1].split(","))) + "}"

@@ -1,8 +1,8 @@
-"""A dataset's folder in that of a plan, read and nothing else: run.json, results.csv and, for each
-seed and arm, history, predictions, ...
+"""Reading the folder of a dataset within a plan: run.json, results.csv and, for each seed and arm,
+history, predictions, ...
 
-`Card` is what run.json holds. The experiment writes it and the report reads it, through the same
-bounds.
+`Card` is the content of run.json, which the experiment writes and the report reads, with the same
+validation.
 """
 
 from __future__ import annotations
@@ -44,16 +44,13 @@ T = TypeVar("T")
 
 
 class AbsentError(Exception):
-    """What a part of the report needs is not in the folder. The message is the line that stands in
-    its place.
-    """
+    """Raised if the folder lacks data for a part of the report. The message replaces that part."""
 
 
 FORMAT = 2  # of run.json; corrkd 0.1 wrote none
-TEACHER = "teacher"  # the arm that teaches the others, in every plan that has one
-FEW_ARMS = 4  # so many have a panel each in a figure, and need no ranks
-# Bounds far above any use, so that a card of somebody else's asks for no memory or time without
-# end.
+TEACHER = "teacher"  # name of the arm that teaches the others
+FEW_ARMS = 4  # up to this number, each arm has a panel in figures and ranks are left out
+# Bounds far above any use, so that an untrusted card cannot demand unlimited memory or time.
 Label = Name  # of a modality, class or question
 Text = Annotated[str, Field(max_length=1_000)]
 Line = Annotated[str, Field(max_length=100_000)]  # a line of the protocol names all arms
@@ -65,7 +62,7 @@ ConditionName = Annotated[
 ]  # language+audio
 Number = Annotated[int, Field(ge=0, lt=2**63)]
 MOST_SPLITS, MOST_CONDITIONS, MOST_ARMS, MOST_SEEDS = 10, 10_000, 1_000, 10_000
-MOST_REASONS = 20  # for which frames of a modality are missing
+MOST_REASONS = 20  # reasons why frames of a modality are missing
 
 
 class _Bounded(BaseModel):
@@ -73,15 +70,15 @@ class _Bounded(BaseModel):
 
 
 class ModalityCard(_Bounded):
-    """Feature width and the most frames of one modality."""
+    """Feature width and largest number of frames of one modality."""
 
     width: Size
     frames: Size
 
 
 class MissingFramesCard(_Bounded):
-    """Frames of a modality in a split: all, those that are missing in the data, and of these how
-    many for which reason.
+    """Numbers of frames of a modality in a split: all, missing in the data, and missing by
+    reason.
     """
 
     frames: Number
@@ -92,9 +89,11 @@ class MissingFramesCard(_Bounded):
 
 
 class DatasetCard(_Bounded):
-    """What the run was trained and tested on. `labels`: per split, samples by class (or "yes"
-    answers by question); `missing_frames`: by modality and split, of data that say why frames are
-    missing.
+    """The dataset of a run.
+
+    Attributes:
+        labels: by split, numbers of samples by class (or of "yes" labels by question).
+        missing_frames: by modality and split, for data with the reasons why frames are missing.
     """
 
     name: Text
@@ -125,7 +124,7 @@ def _target(values: Any) -> Target:
 
 
 class ConditionCard(_Bounded):
-    """One test condition. Its name says all of it; the rest is for other readers of the file."""
+    """One test condition, defined by its name. Other fields are for other readers of the file."""
 
     name: ConditionName
     kind: Annotated[str, Field(max_length=LONGEST_LABEL)] = ""
@@ -137,10 +136,14 @@ class ConditionCard(_Bounded):
 
 
 class MethodCard(_Bounded):
-    """One arm: its name in the files, its title in the report, the rule that chose its epoch, its
-    method.
+    """One arm.
 
-    `trains_on`: "complete" or "missing" samples.
+    Attributes:
+        name: name in the files.
+        title: title in the report.
+        selection: rule by which the epoch was selected.
+        method: name of the method.
+        trains_on: "complete" or "missing" samples.
     """
 
     name: Label
@@ -159,8 +162,8 @@ class MethodCard(_Bounded):
 
 
 class GroupCard(_Bounded):
-    """Which samples are not independent of each other: those of one `name` ("person"; "sample":
-    each stands for itself).
+    """The groups within which samples are not independent. `name` is the kind of group ("person";
+    "sample" if all samples are independent), `count` the number of groups.
     """
 
     name: Label = "sample"
@@ -168,25 +171,23 @@ class GroupCard(_Bounded):
 
 
 class SetsCard(_Bounded):
-    """What share of the samples prediction sets were to hold the truth of, and from how many groups
-    they are made.
-    """
+    """The requested coverage of prediction sets, and the number of groups for their calibration."""
 
     level: Share
     groups: Count
 
 
 class Card(_Bounded):
-    """run.json.
+    """The content of run.json.
 
     Attributes:
-        reference: the arm that others are compared with.
-        control: the arm without distillation, if any.
-        teacher_outputs: SHA-256 of the file with the outputs of a teacher from outside; "":
-            teachers are trained.
-        projection: condition whose representations are shown.
-        protocol: what was the same for every arm, a line each.
-        notes: what a reader of the results has to know, a line each.
+        reference: arm that others are compared with.
+        control: arm without distillation, if any.
+        teacher_outputs: SHA-256 of the file with the outputs of an external teacher; "" if teachers
+            are trained.
+        projection: condition of the projected representations.
+        protocol: lines on what was the same for all arms.
+        notes: lines on what a reader of the results has to know.
     """
 
     format: Literal[2]
@@ -227,7 +228,7 @@ class Card(_Bounded):
                 raise ValueError(f"{quoted(name)} is not one of the methods")
         modalities = tuple(self.dataset.modalities)
         try:
-            subsets(modalities)  # none with a condition's name
+            subsets(modalities)  # raises if a modality has the name of a condition
             for card in self.conditions:
                 condition(card.name, modalities)
         except CorrKDError as error:
@@ -236,8 +237,11 @@ class Card(_Bounded):
 
 
 def open_datasets(out: Path) -> dict[str, RunFolder]:
-    """Return the datasets' folders by name, in the plan's order. Raises CorrKDError where a folder
-    is no plan's, or has no dataset yet.
+    """Return the folders of the datasets by name, in the order of the plan.
+
+    Raises:
+        CorrKDError: if `out` is not the folder of a plan or has no dataset yet, or a file cannot be
+            read.
     """
     out = Path(out)
     if not (out / PLAN).is_file():
@@ -261,16 +265,14 @@ def open_datasets(out: Path) -> dict[str, RunFolder]:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """An opened run folder. Attributes: its path and its run.json. The other files are read on
-    demand and may be absent.
-    """
+    """The folder of a dataset, with its run.json. Other files are read on demand, if present."""
 
     path: Path
     card: Card
 
     @staticmethod
     def open(path: Path) -> RunFolder:
-        """Raises CorrKDError where `path` is not a folder that a run wrote."""
+        """Open a folder. Raises CorrKDError if `path` is not a folder that a run wrote."""
         file = Path(path) / RUN
         if not file.is_file():
             raise CorrKDError(
@@ -288,12 +290,12 @@ class RunFolder:
 
     @property
     def reference(self) -> str:
-        """The arm that others are compared with."""
+        """Name of the arm that others are compared with."""
         return self.card.reference
 
     def compared_with(self, reference: str) -> RunFolder:
-        """Return the folder with another arm as the reference. Raises CorrKDError where it has no
-        such arm.
+        """Return the folder with another arm as the reference. Raises CorrKDError if the arm does
+        not exist.
         """
         arms = [method.name for method in self.card.methods]
         if reference not in arms:
@@ -305,12 +307,12 @@ class RunFolder:
 
     @property
     def has_few_arms(self) -> bool:
-        """Whether there are few enough arms for a panel each."""
+        """Whether the arms are few enough for a panel each."""
         return len(self.card.methods) <= FEW_ARMS
 
     @property
     def focus(self) -> list[str]:
-        """The arms of figures with a panel an arm: all of a few, else teacher, control and
+        """Arms in figures with a panel per arm: all if they are few, else teacher, control and
         reference.
         """
         names = [m.name for m in self.card.methods]
@@ -320,18 +322,18 @@ class RunFolder:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Names of the modalities, in the dataset's order."""
+        """Names of the modalities, in the order of the dataset."""
         return tuple(self.card.dataset.modalities)
 
     @cached_property
     def conditions(self) -> tuple[Condition, ...]:
-        """What was tested, in the evaluation's order."""
+        """Conditions that were tested, in the order of the evaluation."""
         return tuple(condition(card.name, self.modalities) for card in self.card.conditions)
 
     @cached_property
     def results(self) -> pd.DataFrame:
-        """results.csv: dataset, method, seed (-1 where empty), condition, draw (0 where empty),
-        metric, value (NaN: undefined).
+        """Table of results.csv: dataset, method, seed (-1 if empty), condition, draw (0 if empty),
+        metric, value (NaN if undefined).
         """
         columns = {
             "method": str,
@@ -351,14 +353,14 @@ class RunFolder:
 
     @cached_property
     def groups(self) -> pd.Series[str]:
-        """groups.csv: each tested sample's group by its id."""
+        """Group of each test sample by sample id, from groups.csv."""
         frame = self._table("groups.csv", ("id", "group"), dtype=str)
         groups: pd.Series[str] = frame.drop_duplicates("id").set_index("id")["group"]
         return groups
 
     def costs(self) -> pd.DataFrame:
-        """costs.csv: method, seed, parameters, epochs, train_seconds, peak_memory_bytes (NaN where
-        nothing was measured), device ("" where none is recorded).
+        """Return the table of costs.csv: method, seed, parameters, epochs, train_seconds,
+        peak_memory_bytes (NaN if not measured), device ("" if not recorded).
         """
         numbers = dict.fromkeys(
             ("parameters", "epochs", "train_seconds", "peak_memory_bytes"), float
@@ -374,7 +376,7 @@ class RunFolder:
         return costs[["method", "seed", *numbers, "device"]]
 
     def coverage(self) -> pd.DataFrame:
-        """Every seed's coverage.csv under one another: condition, group, samples, coverage,
+        """Return the coverage.csv of all seeds as one table: condition, group, samples, coverage,
         set_size, method, seed.
         """
         names = dict.fromkeys(("condition", "group", "method"), str)
@@ -388,7 +390,7 @@ class RunFolder:
         )
 
     def history(self) -> pd.DataFrame:
-        """Every seed's history.csv under one another, with a column `seed`."""
+        """Return the history.csv of all seeds as one table, with a column `seed`."""
         columns = ("method", "epoch", "kept", "valid/weighted_f1")
         return pd.concat(
             [
@@ -399,13 +401,13 @@ class RunFolder:
         )
 
     def predictions(self, conditions: Sequence[str]) -> pd.DataFrame:
-        """Every seed's predictions under these conditions, with a column `seed`."""
+        """Return the predictions of all seeds under these conditions, with a column `seed`."""
         return pd.concat(self.prediction_parts(conditions), ignore_index=True)
 
     def prediction_parts(
         self, conditions: Sequence[str], columns: Sequence[str] | None = None
     ) -> Iterator[pd.DataFrame]:
-        """`predictions` file by file; of `columns` alone where given."""
+        """Yield `predictions` file by file, with these columns and `seed`; default: all columns."""
         chosen, wanted = [("condition", "in", list(conditions))], list(columns) if columns else None
         for seed, file in self._seed_files("predictions.parquet"):
             yield self._read(
@@ -413,10 +415,8 @@ class RunFolder:
             ).assign(seed=seed)
 
     def representations(self, keys: Sequence[str]) -> tuple[int, dict[str, npt.NDArray[Any]]]:
-        """The seed that has most of them (of equals the first), and its arrays by key
-        ("<method>/<condition>" (N, D), "targets").
-
-        Unknown keys are left out.
+        """Return the first seed with the most of these arrays, and the arrays by key:
+        "<method>/<condition>", (N, D), or "targets". Keys that are not stored are left out.
         """
 
         def arrays(file: Path) -> dict[str, npt.NDArray[Any]]:
@@ -436,14 +436,14 @@ class RunFolder:
         return best, by_seed[best]
 
     def seeds(self) -> list[tuple[int, Path]]:
-        """Numbers and folders of the seeds that are there, in order."""
+        """Return the seeds that have folders, in order, and the folders."""
         return [
             (int(folder.name.removeprefix("seed-")), folder) for folder in seed_folders(self.path)
         ]
 
     def _seed_files(self, name: str) -> list[tuple[int, str]]:
-        """Seeds and paths in the run folder of the files of that name, in the seeds' folders or the
-        methods' folders in them.
+        """Return the seed and relative path of each file with this name in the folders of seeds and
+        of their methods. Raises AbsentError if none exists.
         """
         files = [
             (seed, str(file.relative_to(self.path)))
@@ -456,7 +456,7 @@ class RunFolder:
         return files
 
     def _table(self, name: str, columns: Iterable[str], **options: Any) -> pd.DataFrame:
-        """A CSV file of the folder. Raises CorrKDError if it lacks one of these columns."""
+        """Return a CSV file of the folder. Raises CorrKDError if it lacks one of these columns."""
         options = {"keep_default_na": False, **options}
         frame = self._read(name, lambda file: read_csv(file, **options))
         if lacking := [column for column in columns if column not in frame]:
@@ -464,8 +464,8 @@ class RunFolder:
         return frame
 
     def _read(self, name: str, reader: Callable[[Path], T]) -> T:
-        """One file of the folder. Raises AbsentError where it is not there, CorrKDError where it
-        cannot be read.
+        """Return the result of `reader` for a file of the folder. Raises AbsentError if the file
+        does not exist, CorrKDError if it cannot be read.
         """
         file = self.path / name
         if not file.is_file():
@@ -476,6 +476,6 @@ class RunFolder:
             *CONTENT_ERRORS,
             OSError,
             SafetensorError,
-        ) as error:  # pyarrow's and pandas' errors are ValueErrors
+        ) as error:  # errors of pyarrow and pandas are ValueErrors
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CorrKDError(f"{file}: cannot be read ({reason}); run the seed again") from None

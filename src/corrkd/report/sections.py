@@ -1,5 +1,5 @@
-"""The sections of a dataset in a report, in order. Where the folder lacks something, a line says
-so; what does not apply is left out.
+"""The sections on a dataset in a report. A line replaces what the folder lacks; what does not apply
+is left out.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ def dataset_sections(
     prefix: str | None,
     condition: str | None,
 ) -> list[Section]:
-    """Return all sections of one dataset.
+    """Return all sections on one dataset.
 
     Args:
-        analysis: its statistics.
-        common: lines of the protocol that hold for all datasets.
-        reported: papers' numbers.
-        prefix: opens the names of tables and figures, and a heading stands above the sections;
-            None: the report has this dataset alone.
-        condition: under which the representations are projected; default: as the run was to show.
+        analysis: statistics of the dataset.
+        common: lines of the protocol that hold for all datasets, which are left out here.
+        reported: numbers from papers.
+        prefix: prefix for the names of tables and figures, which also adds a heading above the
+            sections; None if the report has only this dataset.
+        condition: condition of the projected representations; default: as in the settings.
     """
     run, name = analysis.run, analysis.name
     main = tables.main_methods(run)
@@ -112,7 +112,7 @@ def _comparison(analysis: Analysis) -> list[Section]:
 
 
 def _matrices(run: RunFolder) -> list[Item]:
-    """Confusion matrices of classes and questions, or predicted against true scores."""
+    """Return the confusion matrices of classes and questions, or the scatter plots of scores."""
     if not run.card.target.has_classes:
         return [part(figures.scores, run)]
     picture = part(figures.confusion, run)
@@ -144,7 +144,7 @@ def _ablation(analysis: Analysis) -> list[Section]:
 
 
 def curves_of(run: RunFolder, family: str, methods: Sequence[str]) -> Picture:
-    """Return the curves of one family of methods with the reference."""
+    """Return the curves over missing ratios of one family of methods and the reference."""
     drawn = figures.ratio_curves(run, methods)
     if family == arm_tables.ALL:
         return drawn
@@ -156,8 +156,8 @@ def curves_of(run: RunFolder, family: str, methods: Sequence[str]) -> Picture:
 
 
 def standings_of(analysis: Analysis, family: str) -> Table:
-    """Return the table of one family, "main" or "ablation"; mean ranks are of the main one, where
-    it is large.
+    """Return the standings of one family, "main" or "ablation"; a large main family has mean ranks.
+    Raises AbsentError if the family has no standings.
     """
     run, is_main = analysis.run, family == "main"
     standing = analysis.main if is_main else analysis.ablation
@@ -172,14 +172,14 @@ def standings_of(analysis: Analysis, family: str) -> Table:
 
 
 def prefixed(item: Item, prefix: str) -> Item:
-    """Return a table or figure with the dataset's file name before its own."""
+    """Return a table or figure with a prefix, the file name of the dataset, before its name."""
     return (
         replace(item, name=f"{prefix}-{item.name}") if isinstance(item, Table | Picture) else item
     )
 
 
 def data_line(run: RunFolder) -> str:
-    """Return what is predicted from what, in a few sentences."""
+    """Return sentences on the dataset: target, modalities and numbers of samples."""
     card = run.card
     modalities = ", ".join(
         f"{m} ({c.frames} × {c.width})" for m, c in card.dataset.modalities.items()

@@ -1,4 +1,4 @@
-"""Where each method stands on Avg., and whether its difference from the reference is significant:
+"""The standing of each method on Avg., and whether it differs significantly from the reference,
 from stored predictions.
 """
 
@@ -25,27 +25,28 @@ from corrkd.missing.conditions import missing_subsets
 from corrkd.report import tables
 from corrkd.report.run_folder import AbsentError, RunFolder
 
-SEED = 0  # of the resampling: the same folder gives the same numbers
+SEED = 0  # of the resampling, so that the same folder gives the same numbers
 LEVEL = 0.05  # of significance
 LOWER, HIGHER = "significantly lower", "significantly higher"
 EQUAL, NOT_TESTED = "not significantly different", "not tested"
 
 Counts = Mapping[str, Mapping[int, npt.NDArray[np.int32]]]
-"""By method and seed: (C, G, Q, K, K) under the missing subsets, as in
-corrkd.evaluation.comparison.
+"""Confusion counts under the missing subsets, (C, G, Q, K, K) as in `corrkd.evaluation.comparison`,
+by method and seed.
 """
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One method on Avg. of weighted F1, fractions of 1.
+    """The standing of one method on Avg. of weighted F1, in fractions of 1.
 
     Attributes:
-        seeds: how many it has.
-        average: with its interval over groups and seeds.
-        difference: from the reference, over the seeds that both have; None for the reference
-            itself, or without such a seed.
-        p, adjusted: of the sign-flip test of that difference, and adjusted for the family by Holm.
+        seeds: number of seeds.
+        average: Avg. with its interval over groups and seeds.
+        difference: difference from the reference over common seeds; None for the reference, or
+            without common seeds.
+        p: p value of the sign-flip test of the difference.
+        adjusted: p, adjusted for the family by Holm's method.
     """
 
     seeds: int
@@ -56,8 +57,8 @@ class Standing:
 
     @property
     def verdict(self) -> str:
-        """How the method compares with the reference. The test holds for the trained networks
-        alone, so the interval over groups and seeds has to exclude zero as well.
+        """How the method compares with the reference. The interval over groups and seeds has to
+        exclude zero too, because the test is valid only for the trained networks.
         """
         if self.difference is None or self.adjusted is None:
             return NOT_TESTED
@@ -69,7 +70,9 @@ class Standing:
 
 @dataclass(frozen=True)
 class Clusters:
-    """By what the tested samples are resampled: a name in the singular, how many, and how often."""
+    """The units of the resampling: their name in the singular, their number, and the number of
+    draws.
+    """
 
     name: str
     count: int
@@ -77,20 +80,20 @@ class Clusters:
 
     @property
     def words(self) -> str:
-        """Number and name, as in 15 persons."""
+        """Number and name, as in "15 persons"."""
         return f"{self.count:,} {self.name}{'' if self.count == 1 else 's'}"
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What is computed of one dataset beside its folder.
+    """The statistics of one dataset.
 
     Attributes:
-        name: of its folder, which opens the names of its tables and figures where there are
-            several.
+        name: name of its folder, which is the prefix of its tables and figures if there are several
+            datasets.
         run: its folder.
         main, ablation: standings of the two families on Avg., or why there are none.
-        clusters: what was resampled.
+        clusters: units of the resampling.
     """
 
     name: str
@@ -101,12 +104,15 @@ class Analysis:
 
 
 def analyse(name: str, run: RunFolder, draws: int) -> Analysis:
-    """Return the statistics of a dataset: seconds of work.
+    """Return the statistics of a dataset, which takes seconds.
 
     Args:
-        name: of its folder.
+        name: name of its folder.
         run: its folder.
-        draws: of the bootstrap and the test.
+        draws: number of draws of the bootstrap and the test.
+
+    Raises:
+        CorrKDError: if predictions and groups.csv cannot be read or do not fit together.
     """
     try:
         counts = method_counts(run)
@@ -126,11 +132,11 @@ def analyse(name: str, run: RunFolder, draws: int) -> Analysis:
 
 
 def method_counts(run: RunFolder) -> Counts:
-    """Confusion counts of every method and seed under the missing subsets.
+    """Return the confusion counts of each method and seed under the missing subsets.
 
     Raises:
-        AbsentError: where predictions or groups.csv are not there.
-        CorrKDError: where they do not fit together.
+        AbsentError: if predictions or groups.csv do not exist.
+        CorrKDError: if they cannot be read or do not fit together.
     """
     conditions = [c.name for c in missing_subsets(run.modalities)]
     columns = ["method", "condition", "draw", "id", "question", "target", "prediction"]
@@ -149,7 +155,7 @@ def method_counts(run: RunFolder) -> Counts:
 def _counted(
     run: RunFolder, rows: pd.DataFrame, conditions: Sequence[str], who: str
 ) -> npt.NDArray[np.int32]:
-    """One method's and seed's counts."""
+    """Return the confusion counts of one method and seed, (C, G, Q, K, K)."""
     target = run.card.target
     questions = target.questions or ("",)
     order = pd.MultiIndex.from_product([conditions, questions])
@@ -173,8 +179,7 @@ def _counted(
             f"{run.path / 'groups.csv'}: sample {groups.index[groups.isna()][0]!r} has no group"
         )
     counts = confusion_counts(sides[0][0], sides[1], groups.to_numpy(str), len(target.classes))
-    # A fold holds some groups only; the others have counts of zero, so that seeds with other folds
-    # stack.
+    # Groups outside a fold get counts of zero, so that seeds with different folds can be stacked.
     everyone = np.unique(run.groups.to_numpy(str))
     total = np.zeros((counts.shape[0], len(everyone), *counts.shape[2:]), counts.dtype)
     total[:, np.searchsorted(everyone, np.unique(groups.to_numpy(str)))] = counts
@@ -184,14 +189,14 @@ def _counted(
 def standings(
     counts: Counts, methods: Sequence[str], reference: str, draws: int
 ) -> dict[str, Standing]:
-    """Of those among `methods` that have predictions; all but the reference are one family of
-    tests.
+    """Return the standings of the methods that have predictions. All but the reference are one
+    family of tests.
 
     Args:
         counts: from `method_counts`.
-        methods: names.
-        reference: which of them the others are compared with.
-        draws: of the bootstrap and the test.
+        methods: names of the methods.
+        reference: name of the method that the others are compared with.
+        draws: number of draws of the bootstrap and the test.
     """
     out = {m: _standing(m, counts, reference, draws) for m in methods if m in counts}
     tested = [m for m, standing in out.items() if standing.p is not None]
@@ -218,5 +223,5 @@ def _standing(method: str, counts: Counts, reference: str, draws: int) -> Standi
 
 
 def least_p(groups: int, draws: int) -> float:
-    """The smallest p value that the sign-flip test can give."""
+    """Return the smallest p value that the sign-flip test can give."""
     return 2 / 2**groups if 2**groups <= draws else 1 / (1 + draws)

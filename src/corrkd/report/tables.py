@@ -1,5 +1,5 @@
-"""The tables of a report: each is made once, as frames of cells, and written as HTML, Markdown,
-LaTeX, CSV or plain text.
+"""The tables of a report, as data frames of cells, and their formats: HTML, Markdown, LaTeX, CSV
+and plain text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from corrkd.targets.measures import Metric, metric_of
 
 FLOORS = {"majority": "Majority floor", "by-length": "By-length floor"}
 CEILING = "bayes"
-WIDEST = 100  # characters of a row's cells that fit on the page beside its heading
+WIDEST = 100  # characters in the cells of a row that fit on the page next to its heading
 Mark = Literal["", "best", "second"]
 QUANTILES = {"lowest": 0.0, "a quarter below": 0.25, "median": 0.5, "highest": 1.0}
 
@@ -38,16 +38,16 @@ FRACTION = metric_of("weighted_f1")
 
 @dataclass(frozen=True)
 class Cell:
-    """A number as shown; NaN where it is undefined.
+    """A number as shown.
 
     Attributes:
-        mean: over seeds, scaled.
-        half: half-width of its 95 % interval, NaN with one seed, None where there are no seeds
-            (floor, ceiling).
-        ends: in place of `half`, the ends of an interval that is not symmetric.
-        mark: the best or second of its column.
-        signed: a difference, shown with its sign.
-        digits: decimals, where they are not the table's.
+        mean: scaled mean over seeds; NaN if undefined.
+        half: half-width of its 95 % interval; NaN with one seed, None without seeds (floor,
+            ceiling).
+        mark: whether it is the best or second best of its column.
+        signed: whether it is a difference, which is shown with its sign.
+        ends: ends of an asymmetric interval, instead of `half`.
+        digits: number of decimals; None for that of the table.
     """
 
     mean: float
@@ -60,9 +60,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """One table. `blocks`: frames with the same columns, one below the other, by the heading above
-    each ("" for none). Entries are `Cell`, int, text, or None where nothing was measured; the index
-    holds the row headings, `corner` stands above it.
+    """One table.
+
+    Attributes:
+        corner: heading above the row headings.
+        blocks: frames with the same columns, shown below each other, by heading ("" for none).
+            Entries are `Cell`, int, text, or None if not measured; the index has the row headings.
+        folded: whether the page shows the table folded up.
     """
 
     name: str
@@ -74,7 +78,7 @@ class Table:
 
     @property
     def columns(self) -> list[str]:
-        """The column headings."""
+        """Headings of the columns."""
         return [str(c) for c in next(iter(self.blocks.values())).columns]
 
 
@@ -83,8 +87,8 @@ class Table:
 
 
 def seed_values(run: RunFolder, metric: str) -> pd.Series[float]:
-    """One metric by (method, seed, condition), averaged over draws, unscaled. NaN where it is
-    undefined in any draw.
+    """Return a metric by (method, seed, condition), averaged over draws, unscaled; NaN if it is
+    undefined in any draw. Raises AbsentError if the metric is not in results.csv.
     """
     rows = run.results[run.results["metric"] == metric]
     if rows.empty:
@@ -94,7 +98,7 @@ def seed_values(run: RunFolder, metric: str) -> pd.Series[float]:
 
 
 def of(values: pd.Series[float], method: str, condition: str) -> pd.Series[float]:
-    """The seeds' values of one method under one condition; empty where it was not measured."""
+    """Return the values of one method and condition by seed; empty if not measured."""
     methods, conditions = (
         values.index.get_level_values("method"),
         values.index.get_level_values("condition"),
@@ -107,7 +111,7 @@ def of(values: pd.Series[float], method: str, condition: str) -> pd.Series[float
 def cell(
     values: Iterable[float], how: Metric, *, seeded: bool = True, signed: bool = False
 ) -> Cell | None:
-    """Mean and interval of the seeds' values, scaled; None of no values."""
+    """Return the scaled mean and interval of one value per seed; None without values."""
     array = np.asarray(list(values), np.float64) * how.scale
     return (
         Cell(float(array.mean()), half_width(array) if seeded else None, signed=signed)
@@ -119,8 +123,8 @@ def cell(
 def paired(
     values: pd.Series[float], condition: str, how: Metric, first: str, second: str
 ) -> Cell | None:
-    """`first` minus `second`, with the interval of the differences within seeds; None where no seed
-    has both.
+    """Return `first` minus `second`, with the interval of the differences within seeds; None
+    without common seeds.
     """
     differences = (of(values, first, condition) - of(values, second, condition)).dropna()
     return cell(differences, how, signed=True)
@@ -129,9 +133,9 @@ def paired(
 def marked(
     column: Mapping[str, Cell | None], trained: Sequence[str], how: Metric
 ) -> dict[str, Cell | None]:
-    """The column with its best and second-best trained method marked; what reads the same is marked
-    the same. Nothing is marked where all methods read the same, and no method that is not above the
-    floors.
+    """Return the column with the best and second-best trained methods marked. Methods that are
+    equal after rounding share a mark. Nothing is marked if all are equal, nor methods that are not
+    above the floors.
     """
 
     def levels_of(methods: Iterable[str]) -> dict[str, float]:
@@ -159,8 +163,8 @@ def marked(
 
 
 def rows_of(run: RunFolder) -> list[MethodCard]:
-    """The trained methods in the order of the rows: baselines, teacher, controls, any other, the
-    reference, its ablation.
+    """Return the trained methods in the order of rows: baselines, teacher, controls, others,
+    reference, ablation.
     """
     by_name = {TEACHER: 1, run.card.control: 2, run.reference: 4}
     by_kind = {"baseline": 0, "control": 2, "method": 3, "ablation": 5}
@@ -170,27 +174,27 @@ def rows_of(run: RunFolder) -> list[MethodCard]:
 
 
 def main_methods(run: RunFolder) -> list[str]:
-    """All trained methods but the ablation's arms, in the order of the rows."""
+    """Return the trained methods without the ablation arms, in the order of rows."""
     return [m.name for m in rows_of(run) if m.kind != "ablation"]
 
 
 def ablation_methods(run: RunFolder) -> list[str]:
-    """The ablation's arms alone."""
+    """Return the ablation arms, in the order of rows."""
     return [m.name for m in rows_of(run) if m.kind == "ablation"]
 
 
 def method_titles(run: RunFolder) -> dict[str, str]:
-    """Titles by method in the order of the rows: floors, trained methods, ceiling."""
+    """Return the titles by method in the order of rows: floors, trained methods, ceiling."""
     return {**FLOORS, **{m.name: m.title for m in rows_of(run)}, CEILING: "Bayes ceiling"}
 
 
 def reference_title(run: RunFolder) -> str:
-    """Title of the arm that others are compared with."""
+    """Return the title of the arm that others are compared with."""
     return method_titles(run)[run.reference]
 
 
 def seed_counts(run: RunFolder, methods: Iterable[str] | None = None) -> dict[str, int]:
-    """How many seeds of each trained method are in results.csv; those without any are left out."""
+    """Return the number of seeds in results.csv of each trained method that has any."""
     chosen = set(methods if methods is not None else (m.name for m in run.card.methods))
     results = run.results
     counts = (
@@ -202,15 +206,15 @@ def seed_counts(run: RunFolder, methods: Iterable[str] | None = None) -> dict[st
 
 
 def letters(run: RunFolder) -> dict[str, str]:
-    """The initial of each modality; its whole name where two begin alike."""
+    """Return the initials of the modalities, or their names if two have the same initial."""
     initials = {m: m[:1] for m in run.modalities}
     unique = len({i.casefold() for i in initials.values()} - {""}) == len(initials)
     return initials if unique else {m: m for m in run.modalities}
 
 
 def subset_headings(run: RunFolder) -> dict[str, str]:
-    """Column heading by condition, in the paper's order: the missing subsets as {l,a}, their
-    average, complete.
+    """Return the column headings by condition, in the order of the paper: the missing subsets such
+    as {l,a}, their average, complete.
     """
     initials = letters(run)
     subsets = [c for c in missing_subsets(run.modalities) if c.name != COMPLETE]
@@ -219,14 +223,14 @@ def subset_headings(run: RunFolder) -> dict[str, str]:
 
 
 def ratio_headings(run: RunFolder) -> dict[str, str]:
-    """Column heading (the ratio itself) by intra-modality condition, rising."""
+    """Return the column headings (the ratios) by intra-modality condition, in rising order."""
     ratios = [c for c in run.conditions if c.family is Family.RATIOS]
     return {c.name: c.heading({}) for c in sorted(ratios, key=lambda c: c.ratio or 0.0)}
 
 
 def other_headings(run: RunFolder) -> dict[str, str]:
-    """Column heading by condition of the other kinds (burst, late, noise, natural, ...), as listed
-    in run.json.
+    """Return the column headings by condition of other kinds (burst, late, noise, natural, ...), in
+    the order of run.json.
     """
     initials = letters(run)
     return {c.name: c.heading(initials) for c in run.conditions if c.family is Family.OTHERS}
@@ -239,10 +243,18 @@ def compared(
     how: Metric,
     methods: Iterable[str] | None = None,
 ) -> pd.DataFrame:
-    """Methods (rows, by name) against conditions (columns, by heading): marked cells; what was not
-    measured at all is left out.
+    """Return marked cells of methods (rows, by name) against conditions (columns, by heading),
+    without rows and columns that were not measured.
 
-    `methods`: the trained ones to show; default: all.
+    Args:
+        run: folder of the dataset.
+        metric: name of the metric.
+        headings: column headings by condition.
+        how: how the metric is shown.
+        methods: trained methods to show; default: all.
+
+    Raises:
+        AbsentError: if nothing was measured.
     """
     values = seed_values(run, metric)
     trained = [m.name for m in rows_of(run) if methods is None or m.name in methods]
@@ -260,8 +272,8 @@ def compared(
 
 
 def titled(run: RunFolder, frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with the methods' titles as row headings, and with their numbers of seeds where
-    these differ.
+    """Return the frame with the titles of the methods as row headings, and a column with the number
+    of seeds if it differs between methods.
     """
     counts = seed_counts(run, frame.index)
     if len(set(counts.values())) > 1:
@@ -279,14 +291,14 @@ def conditions_table(
     caption: str,
     methods: Iterable[str] | None = None,
 ) -> Table:
-    """Methods against conditions in one metric."""
+    """Return the table of methods against conditions in one metric."""
     how = metric_of(metric)
     frame = titled(run, compared(run, metric, headings, how, methods))
     return Table(name, f"{caption} {reading(run, methods)}", "Method", {"": frame}, how.digits)
 
 
 def inter_modality(run: RunFolder, metric: str, methods: Iterable[str] | None = None) -> Table:
-    """The paper's inter-modality table."""
+    """Return the paper's inter-modality table."""
     name, headings = f"inter-modality-{metric.replace('_', '-')}", subset_headings(run)
     caption = (
         f"{metric_of(metric).title} on the {run.card.split} split with only some modalities "
@@ -296,7 +308,9 @@ def inter_modality(run: RunFolder, metric: str, methods: Iterable[str] | None = 
 
 
 def with_difference(run: RunFolder, metric: str, methods: Iterable[str] | None = None) -> Table:
-    """The inter-modality table, and below it the reference minus the control, paired over seeds."""
+    """Return the inter-modality table, followed by the reference minus the control, paired over
+    seeds.
+    """
     how, headings, values = metric_of(metric), subset_headings(run), seed_values(run, metric)
     table = inter_modality(run, metric, methods)
     control = run.card.control
@@ -311,7 +325,7 @@ def with_difference(run: RunFolder, metric: str, methods: Iterable[str] | None =
 
 
 def subset_legend(run: RunFolder) -> str:
-    """What the headings' letters stand for, as a sentence."""
+    """Return a sentence on the meaning of the letters in headings."""
     stood = [
         f"{letter}\u00a0=\u00a0{m}"
         for m, letter in letters(run).items()
@@ -323,7 +337,7 @@ def subset_legend(run: RunFolder) -> str:
 
 
 def reading(run: RunFolder, methods: Iterable[str] | None = None) -> str:
-    """How to read a cell with its mark, as sentences."""
+    """Return sentences on how to read a cell and its mark."""
     return (
         f"{interval_text(run, methods)} Bold: best trained method; underlined: second best. "
         f"Methods that are not above the floors, or all equal, are not marked."
@@ -331,7 +345,7 @@ def reading(run: RunFolder, methods: Iterable[str] | None = None) -> str:
 
 
 def interval_text(run: RunFolder, methods: Iterable[str] | None = None) -> str:
-    """What stands behind a mean, as a sentence."""
+    """Return a sentence on the intervals after the means."""
     counts = set(seed_counts(run, methods).values())
     seeds = (
         f"{max(counts, default=0)} seeds"
@@ -346,7 +360,7 @@ def interval_text(run: RunFolder, methods: Iterable[str] | None = None) -> str:
 
 
 def by_ratio(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
-    """Weighted F1 by share of dropped frames, and the area under that curve."""
+    """Return the table of weighted F1 by share of dropped frames, with the area under the curve."""
     frames = [compared(run, "weighted_f1", ratio_headings(run), FRACTION, methods)]
     with contextlib.suppress(AbsentError):
         frames.append(compared(run, "auc_weighted_f1", {RATIOS: "AUC"}, FRACTION, methods))
@@ -361,8 +375,8 @@ def by_ratio(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
 
 
 def others(run: RunFolder, metric: str, methods: Iterable[str] | None = None) -> Table:
-    """Bursts, late starts, noise, the samples that the data itself leaves incomplete, and what
-    other packages test.
+    """Return the table of other conditions: bursts, late starts, noise, samples that are incomplete
+    in the data, and conditions of other packages.
     """
     meanings = dict.fromkeys(
         c.meaning or c.kind for c in run.conditions if c.family is Family.OTHERS
@@ -376,8 +390,8 @@ def others(run: RunFolder, metric: str, methods: Iterable[str] | None = None) ->
 
 
 def side_by_side(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
-    """The target's metrics beside each other, as published tables have them: on complete samples,
-    and as the mean of each protocol.
+    """Return the table of all summary metrics of the target, as in published tables: on complete
+    samples, and as the mean of each protocol.
     """
     protocols = {p.row: p for p in PROTOCOLS.values() if (run.results["condition"] == p.row).any()}
     titles = {
@@ -414,8 +428,8 @@ def side_by_side(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
 
 
 def _metrics_frame(run: RunFolder, condition: str, methods: Iterable[str] | None) -> pd.DataFrame:
-    """Methods (rows, by name) against the target's metrics (columns, by heading) under one
-    condition; empty where none was measured.
+    """Return methods (rows, by name) against the target's summary metrics (columns, by heading)
+    under one condition; empty if none was measured.
     """
     columns = []
     for metric in run.card.target.summary_metrics:
@@ -430,8 +444,8 @@ def _metrics_frame(run: RunFolder, condition: str, methods: Iterable[str] | None
 
 
 def per_class(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
-    """F1 of each class, or weighted F1 of each yes/no question, under the inter-modality
-    conditions.
+    """Return the table of F1 of each class, or weighted F1 of each yes/no question, under the
+    inter-modality conditions.
     """
     questions = run.card.target.questions
     names = questions or run.card.target.classes
@@ -459,8 +473,8 @@ def per_class(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
 
 
 def calibration(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
-    """Expected calibration error under the inter-modality conditions, before and after temperature
-    scaling.
+    """Return the table of the expected calibration error under the inter-modality conditions,
+    before and after temperature scaling.
     """
     caption = f"{metric_of('ece').title} on the {run.card.split} split. {subset_legend(run)}"
     table = conditions_table(run, "calibration", "ece", subset_headings(run), caption, methods)
@@ -481,8 +495,8 @@ def calibration(run: RunFolder, methods: Iterable[str] | None = None) -> Table:
 
 
 def prediction_sets(run: RunFolder) -> Table:
-    """How often the prediction sets hold the truth, and how large they are, under the
-    inter-modality conditions.
+    """Return the table of the coverage and size of prediction sets under the inter-modality
+    conditions.
     """
     headings = subset_headings(run)
     size = "Classes in a set" if run.card.target.has_classes else "Length of the interval"
@@ -505,7 +519,7 @@ def prediction_sets(run: RunFolder) -> Table:
 
 
 def _requested(run: RunFolder) -> str:
-    """Which coverage was requested, and why the sets cover more."""
+    """Return sentences on the requested coverage and why the sets cover more; "" without sets."""
     if run.card.sets is None:
         return ""
     level, groups = run.card.sets.level, run.card.sets.groups
@@ -523,9 +537,7 @@ def _requested(run: RunFolder) -> str:
 
 
 def coverage_by_group(run: RunFolder) -> Table:
-    """How the reference's coverage differs between groups: over groups, each averaged over
-    seeds.
-    """
+    """Return the table of the reference's coverage by group: mean and quantiles over groups."""
     rows = run.coverage()
     rows = rows[rows["method"] == run.reference]
     headings = subset_headings(run)
@@ -552,7 +564,7 @@ def coverage_by_group(run: RunFolder) -> Table:
 
 
 def data(run: RunFolder) -> Table:
-    """Samples per split and class (or "yes" answers per question)."""
+    """Return the table of samples per split and class (or of "yes" labels per question)."""
     card = run.card.dataset
     rows = {
         split: {"samples": count, **card.labels.get(split, {})}
@@ -570,7 +582,9 @@ def data(run: RunFolder) -> Table:
 
 
 def missing_frames(run: RunFolder) -> Table:
-    """Share of the frames of each modality that are missing in each split, and why."""
+    """Return the table of the share of frames of each modality and split that are missing in the
+    data, by reason.
+    """
     rows: dict[str, dict[str, object]] = {}
     for m, splits in run.card.dataset.missing_frames.items():
         for split, count in splits.items():
@@ -591,8 +605,8 @@ def missing_frames(run: RunFolder) -> Table:
 
 
 def shown_conditions(run: RunFolder) -> list[str]:
-    """Complete, and the single modality with which the reference's mean weighted F1 is lowest (of
-    equals the first).
+    """Return complete and the single modality with the lowest mean weighted F1 of the reference
+    (the first of equals).
     """
     values = seed_values(run, "weighted_f1")
     means = {m: of(values, run.reference, m).mean() for m in run.modalities}
@@ -601,8 +615,8 @@ def shown_conditions(run: RunFolder) -> list[str]:
 
 
 def confusion(run: RunFolder, condition: str) -> dict[str, pd.DataFrame]:
-    """The reference's counts, true (rows) by predicted (columns) class, summed over seeds; by
-    question, or under "" for classes.
+    """Return the confusion matrix of the reference, true (rows) by predicted (columns) class,
+    summed over seeds: by question, or under "" for classes.
     """
     if not run.card.target.has_classes:
         raise AbsentError("The target is a score: there is no confusion matrix.")
@@ -623,7 +637,7 @@ def confusion(run: RunFolder, condition: str) -> dict[str, pd.DataFrame]:
 
 
 def confusion_table(run: RunFolder, name: str, condition: str) -> Table:
-    """The counts of `confusion` as a table."""
+    """Return the counts of `confusion` as a table."""
     caption = (
         f"{reference_title(run)}, available: {condition}. Number of samples by true (row) and "
         f"predicted (column) class, summed over all seeds."
@@ -637,17 +651,19 @@ def confusion_table(run: RunFolder, name: str, condition: str) -> Table:
 
 
 def number(value: float, digits: int, signed: bool = False) -> str:
-    """As shown: a true minus sign, no negative zero; "undef." for NaN."""
+    """Return a number as text, with a typographic minus sign, without negative zero, and "undef."
+    for NaN.
+    """
     if math.isnan(value):
         return "undef."
-    if math.isinf(value):  # of an interval that leaves nothing out
+    if math.isinf(value):  # an interval that contains everything
         return "∞" if value > 0 else "−∞"
     value = round(value, digits) + 0.0
     return f"{value:{'+' if signed and value else ''}.{digits}f}".replace("-", "−")
 
 
 def parts(entry: Any, digits: int) -> tuple[str, str, Mark]:
-    """Text, interval ("" where there are no seeds, a dash with one) and mark of an entry."""
+    """Return the text, interval ("" without seeds, a dash with one seed) and mark of an entry."""
     if isinstance(entry, int | np.integer):
         return f"{entry:,}", "", ""
     if not isinstance(entry, Cell):
@@ -670,13 +686,13 @@ def parts(entry: Any, digits: int) -> tuple[str, str, Mark]:
 
 
 def rows(frame: pd.DataFrame) -> Iterator[tuple[str, list[Any]]]:
-    """Row heading and entries of each row."""
+    """Yield the heading and entries of each row."""
     for heading, *entries in frame.itertuples(name=None):
         yield str(heading), entries
 
 
 def to_html(table: Table) -> Markup:
-    """A <table> with scopes, everything escaped; the caption is left to the page."""
+    """Return a table as an escaped HTML <table> with scopes, without its caption."""
     tags = {"": Markup("{}"), "best": Markup("<strong>{}</strong>"), "second": Markup("<u>{}</u>")}
     head = Markup("").join(Markup('<th scope="col">{}</th>').format(c) for c in table.columns)
     body = Markup("")
@@ -701,7 +717,7 @@ def to_html(table: Table) -> Markup:
 
 
 def _is_wide(table: Table) -> bool:
-    """Whether intervals go below their means, so that the last columns stay on the page."""
+    """Return whether intervals go below their means, so that the last columns fit on the page."""
     entries = [
         parts(entry, table.digits)
         for frame in table.blocks.values()
@@ -722,18 +738,18 @@ _MARKDOWN = str.maketrans(
 
 
 def markdown_text(text: str) -> str:
-    """One line of text with nothing left that Markdown would read as markup."""
+    """Return text on one line, escaped for Markdown."""
     line = terminal_text(" ".join(text.split())).translate(_MARKDOWN)
     return re.sub(r"^([#+=-]|\d+(?=[.)]))", lambda start: _first_escaped(start[0]), line)
 
 
 def _first_escaped(start: str) -> str:
-    """What opens a heading, a list or a rule at the start of a line."""
+    """Return escaped characters that would begin a heading, list or rule at the start of a line."""
     return f"\\{start}" if not start.isdigit() else f"{start}\\"
 
 
 def to_markdown(table: Table) -> str:
-    """A pipe table; blocks become rows with a bold heading alone."""
+    """Return a table as a Markdown pipe table, with block headings in italics as rows."""
     tags = {"": "{}", "best": "**{}**", "second": "<ins>{}</ins>"}
     lines = [
         [markdown_text(c) for c in (table.corner, *table.columns)],
@@ -771,7 +787,7 @@ _LATEX = str.maketrans(
 
 
 def latex_text(text: str) -> str:
-    """One line of text with nothing left that LaTeX would read as a command."""
+    """Return text on one line, escaped for LaTeX."""
     line = terminal_text(" ".join(text.split())).translate(_LATEX)
     return (
         f"{{{line[0]}}}{line[1:]}" if line[:1] in ("[", "*") else line
@@ -779,7 +795,7 @@ def latex_text(text: str) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A table environment for the booktabs package."""
+    """Return a table as a LaTeX table environment for the booktabs package."""
     tags = {"": "%s", "best": r"\textbf{%s}", "second": r"\underline{%s}"}
     blocks = []
     for title, frame in table.blocks.items():
@@ -817,10 +833,8 @@ def to_latex(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Unrounded numbers as scaled in the table, each column with its half-width, or the ends of its
-    interval, beside it.
-
-    Undefined and unmeasured are empty.
+    """Return a table as CSV with scaled, unrounded numbers. After each column comes its half-width,
+    or the ends of its interval. Undefined and unmeasured values are empty.
     """
     entries = {c: [e for f in table.blocks.values() for e in f[c]] for c in table.columns}
     asymmetric = {
@@ -856,8 +870,8 @@ def to_csv(table: Table) -> str:
 
 
 def to_text(table: Table, *, transposed: bool = False) -> str:
-    """Return the first block as plain text for a terminal; `transposed`: methods as columns,
-    conditions as rows, the average first.
+    """Return the first block as plain text for a terminal. If `transposed`, methods are columns and
+    conditions are rows, with the average first.
     """
     frame = next(iter(table.blocks.values())).map(lambda entry: _plain(entry, table.digits))
     if transposed:

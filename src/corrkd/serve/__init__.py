@@ -1,3 +1,3 @@
-"""Using a trained student: predictions, export and the service. Imports neither methods nor
-training.
+"""Using a trained student: predictions, export and the service. This package imports neither
+methods nor training.
 """

@@ -1,4 +1,4 @@
-"""Access to the service: its token, its host names, and the sites whose pages may call it."""
+"""Access to the service: its token, its host names, and which sites may call it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 from corrkd.errors import CorrKDError
 
 HEALTH = ("/healthz", "/readyz")
-PUBLIC = ("/", "/docs", *HEALTH)  # pages hold no data, so they and /static/ need no token
+PUBLIC = ("/", "/docs", *HEALTH)  # without data, so that they and /static/ need no token
 ANY_HOST = "*"
 
 
 class Refused(Exception):  # noqa: N818
-    """Raised for a refused request, with the HTTP status and a message of one line."""
+    """Raised to refuse a request, with an HTTP status and a message of one line."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -30,8 +30,8 @@ class Refused(Exception):  # noqa: N818
 
 
 def read_token(path: Path | None) -> str | None:
-    """Return the token in a file, else in the variable CORRKD_TOKEN, else None. Raises CorrKDError
-    if the file cannot be read or the token is invalid.
+    """Return the token from a file or else the variable CORRKD_TOKEN, or None without both. Raises
+    CorrKDError if the file cannot be read or the token is invalid.
     """
     from_environment = os.environ.get("CORRKD_TOKEN")
     if path is None and from_environment is None:
@@ -48,11 +48,11 @@ def read_token(path: Path | None) -> str | None:
 
 
 class Access:
-    """Refuses requests by their headers alone.
+    """Checks of requests by their headers.
 
     Args:
-        token: required in the header `Authorization: Bearer TOKEN`; None: no token is needed.
-        hosts: host names that the service accepts, besides localhost and IP addresses; "*": any.
+        token: token required in the header `Authorization: Bearer TOKEN`; None if none is needed.
+        hosts: host names that the service accepts, besides localhost and IP addresses; "*" for any.
     """
 
     def __init__(self, *, token: str | None = None, hosts: Iterable[str] = ()) -> None:
@@ -60,8 +60,8 @@ class Access:
         self._hosts = {"localhost", *(host.lower().rstrip(".") for host in hosts)}
 
     def check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
-        """Raise Refused with status 421 for an unknown host name, 401 without the token, or 403 for
-        a request from a page of another site.
+        """Raise Refused with status 421 if the host name is unknown, 401 if the token is missing or
+        wrong, or 403 if the request comes from a page of another site.
         """
         if path not in HEALTH:
             self._check_host(headers.get(b"host", b"").decode("latin-1"))
@@ -70,10 +70,9 @@ class Access:
             _check_origin(headers)
 
     def _check_host(self, host: str) -> None:
-        """Prevent DNS rebinding: a page whose host name was made to resolve to this address sends
-        that name, never an IP address.
-
-        HTTP/1.0 has no Host header, but browsers do not use it.
+        """Refuse unknown host names, to prevent DNS rebinding: a page with a host name that now
+        resolves to this address sends that name, never an IP address. Requests without the Host
+        header use HTTP/1.0, which browsers do not use.
         """
         name = _hostname(host)
         if (
@@ -92,7 +91,7 @@ class Access:
         if self._token is None:
             return
         scheme, _, token = authorization.partition(b" ")
-        # Compared in constant time.
+        # in constant time, so that timing reveals nothing about the token
         same = hmac.compare_digest(token.strip(), self._token)
         if scheme.lower() != b"bearer" or not same:
             raise Refused(
@@ -104,7 +103,7 @@ def _check_origin(headers: Mapping[bytes, bytes]) -> None:
     """Refuse requests from pages of other sites. Only browsers send the Origin header."""
     site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
     if site is not None:
-        allowed = site in (b"same-origin", b"none")  # none: the address was typed in
+        allowed = site in (b"same-origin", b"none")  # "none" if the user typed the address
     else:
         allowed = (
             origin is None

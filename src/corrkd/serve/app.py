@@ -52,11 +52,11 @@ from corrkd.serve.standalone import InputError, Prediction, ReadSample
 from corrkd.serve.upload import is_taken
 
 JSON, NPZ = "application/json", "application/x-npz"
-LARGE = 1 << 16  # bytes: larger bodies are parsed in a thread, one at a time
-COST = 8 << 20  # of a request, in any case
-SLICE = 2 << 20  # largest cost of a batch; a sample that costs more is a batch by itself
-EFFECTS = "effects"  # instead of a role: the effect of each modality on the student's prediction
-Question = tuple[str, ReadSample]  # role of the network, and the sample
+LARGE = 1 << 16  # bytes; larger bodies are parsed in a thread, one at a time
+COST = 8 << 20  # default limit of the cost of a request, unless one sample may cost more
+SLICE = 2 << 20  # largest cost of a batch; a more expensive sample is a batch of one
+EFFECTS = "effects"  # in place of a role: effects of modalities on the student's prediction
+Question = tuple[str, ReadSample]  # (role of the network, sample)
 Answer = Prediction | list[ModalityEffects]
 STATIC = {
     "app.js": "text/javascript",
@@ -161,14 +161,14 @@ def num_frames(modality: Any) -> int:
 
 
 class Service:
-    """Serves a student over HTTP.
+    """The service of a student over HTTP.
 
     Args:
-        exhibit: the student, and the networks and samples shown on the page.
+        exhibit: the student, and the networks and samples on the page.
         limits: limits of one request and of all requests together.
-        token: that clients must send; None: no token is needed.
-        hosts: host names that it accepts, besides localhost and IP addresses; "*": any.
-        wait: seconds that a request waits for others to share its batch.
+        token: token that clients must send; None if none is needed.
+        hosts: host names that it accepts, besides localhost and IP addresses; "*" for any.
+        wait: time that a request waits for others to share its batch, in seconds.
         batch: largest number of samples in a batch.
 
     Attributes:
@@ -193,10 +193,10 @@ class Service:
         self.sample = sample_type(self.card, self.longest)
         self.request = request_type(self.sample, self.limits)
         self.ready = False
-        self.usual = standalone.frames_seen({}, self.card)  # of modalities that are missing
+        self.usual = standalone.frames_seen({}, self.card)  # frames of missing modalities
         longest_sample = {m: max(self.longest[m], self.usual[m]) for m in self.longest}
         self.most_cost = self.limits.cost or max(COST, self._cost(longest_sample))
-        # a large body takes several times its size when parsed
+        # parsing a large body takes several times its size
         self._parsing = asyncio.Semaphore(1)
         self._count()
         self.clips, self.no_clips = self._clip_processes()
@@ -220,7 +220,7 @@ class Service:
         self.app = self.guard
 
     def stop(self, error: Refused) -> None:
-        """Answer the requests that are being computed, and refuse all others with this error."""
+        """Refuse all unanswered and new requests with this error."""
         self.batcher.stop(error)
         if self.clips is not None:
             self.clips.stop(error)
@@ -259,7 +259,7 @@ class Service:
             raise Refused(422, str(error)) from None
 
     def _cost(self, frames: Mapping[str, int]) -> int:
-        """Return the cost of a sample: the number of values of its input and its attention maps."""
+        """Return the cost of a sample: the number of values in its input and attention maps."""
         return sum(
             count * (int(self.card["modalities"][m]["width"]) + count)
             for m, count in frames.items()
@@ -268,8 +268,8 @@ class Service:
     def read(
         self, samples: Sequence[Mapping[str, Any]], where: str = "samples.{}"
     ) -> list[ReadSample]:
-        """Return the samples of a request. Raises Refused if one is invalid, or, before anything is
-        allocated, if they cost too much.
+        """Return the samples of a request. Raises Refused if a sample is invalid or, before
+        anything is allocated, if the samples cost too much.
         """
         cost = 0
         for number, sample in enumerate(samples):
@@ -297,7 +297,7 @@ class Service:
 
     async def _samples_of(self, request: Request, *, single: bool = False) -> list[ReadSample]:
         kind = request.headers.get("content-type", "")
-        # not `request.body()`, which would keep a copy
+        # instead of `request.body()`, which would keep a copy
         body = b"".join([chunk async for chunk in request.stream()])
         if len(body) < LARGE:
             return self.read_body(body, kind, single=single)
@@ -307,9 +307,7 @@ class Service:
     def read_body(
         self, body: bytes, content_type: str, *, single: bool = False
     ) -> list[ReadSample]:
-        """Return the samples of a body. Raises Refused with a message of one line if it is
-        invalid.
-        """
+        """Return the samples in a body. Raises Refused if the body is invalid."""
         kind = content_type.partition(";")[0].strip().lower()
         if kind in (NPZ, "application/octet-stream"):
             return self.read([self._npz(body)])
@@ -326,7 +324,7 @@ class Service:
 
     def _npz(self, body: bytes) -> dict[str, Any]:
         try:
-            # Values in float64, masks and headers.
+            # values in float64, and 1 MiB for masks and headers
             numbers = sum(
                 int(size["width"]) * self.longest[m] for m, size in self.card["modalities"].items()
             )
@@ -339,12 +337,12 @@ class Service:
     # recordings
 
     def _clip_processes(self) -> tuple[ClipProcesses | None, str]:
-        """Return the processes that read recordings, or None and the reason."""
+        """Return the processes that read recordings, or None with the reason."""
         try:
             settings, _ = self.exhibit.student.media_settings
         except CorrKDError as error:
             return None, str(error)
-        # A longer recording would be refused only after it is read.
+        # otherwise a longer recording would be refused only after it is read
         seconds = min(
             [
                 self.limits.clips.seconds,
@@ -411,7 +409,7 @@ class Service:
     def _routes(self) -> FastAPI:
         @asynccontextmanager
         async def life(_: FastAPI) -> AsyncIterator[None]:
-            # the first prediction is slow
+            # because the first prediction is slow
             self._predict([(self.student, standalone.read_sample(self._example(), self.card))])
             if self.clips is not None:
                 await run_in_threadpool(self.clips.start)
@@ -461,10 +459,9 @@ class Service:
             summary="Predict",
         )
         async def predict(request: Request) -> Response:
-            """Predictions for one or more samples, each with any subset of the modalities."""
+            """Predict one or more samples, each with any subset of the modalities."""
             answers = await self._predictions(await self._samples_of(request))
-            # Already in that form, which tests check; validating it again would cost more than the
-            # network.
+            # not validated again, which would cost more than the network; tests check the form
             return JSONResponse(
                 {"model": self.card["sha256"], "predictions": [a.to_json() for a in answers]}
             )
@@ -479,9 +476,7 @@ class Service:
             summary="Predict a recording",
         )
         async def predict_media(request: Request, details: WithDetails = False) -> MediaAnswer:
-            """The prediction for a video, a sound file or a text, and which of its frames are
-            missing.
-            """
+            """Predict a video, a sound file or a text, and count missing frames by reason."""
             read = await self._read_clip(request, details=details)
             (sample,) = self.read([read.sample], "the recording")
             (prediction,) = await self._predictions([sample])
@@ -496,9 +491,7 @@ class Service:
 
         @app.get("/v1/model", response_model=ModelAnswer, responses=problems(), summary="The model")
         async def model() -> ModelAnswer:
-            """Modalities, target, and the test results of the model under each missing
-            condition.
-            """
+            """Describe the model: modalities, target, and test results by missing condition."""
             return ModelAnswer(
                 corrkd=__version__,
                 sha256=self.card["sha256"],
@@ -603,8 +596,8 @@ class Service:
         async def look(
             number: int, off: list[str] = switched_off, missing: Missing = 0.0, draw: Draw = 0
         ) -> ExploreAnswer:
-            """Predictions of student, teacher and control for a sample of the split, with
-            modalities switched off or frames dropped.
+            """Predict a sample of the split with student, teacher and control, with modalities
+            switched off or frames dropped.
             """
             try:
                 name, truth, read = self.exhibit.sample(number)
@@ -623,7 +616,7 @@ class Service:
         async def explore(
             request: Request, off: list[str] = switched_off, missing: Missing = 0.0, draw: Draw = 0
         ) -> ExploreAnswer:
-            """Predictions of student, teacher and control for the sample in the body."""
+            """Predict the sample in the body with student, teacher and control."""
             (read,) = await self._samples_of(request, single=True)
             return await self._explored("yours", "", read, off, missing, draw)
 

@@ -1,6 +1,4 @@
-"""Batching requests that arrive within a few milliseconds of each other. Large requests are
-split.
-"""
+"""Batching requests that arrive within a few milliseconds, and splitting large requests."""
 
 from __future__ import annotations
 
@@ -31,23 +29,23 @@ class _Caller(Generic[Q, A]):
 
 
 class Batcher(Generic[Q, A]):
-    """Collects the questions of many callers, answers them in batches in a separate thread, and
-    returns the answers to each caller.
+    """A queue that collects the questions of many callers and answers them in batches in a separate
+    thread.
 
-    While one batch is answered the next one fills, so under load batches are full without waiting.
-    The questions of a caller may be divided among batches, and all callers get an equal share of
-    the time (self-clocked fair queueing, Golestani, 1994). Each question has a tag: its cost plus
-    the tag of the caller's previous question, or, for the first question, the tag of the question
-    that was started last. The question with the lowest tag is next. Questions that have not started
-    when their caller leaves are dropped.
+    While one batch is answered the next one fills, so that batches are full under load. All callers
+    get an equal share of the time (self-clocked fair queueing, Golestani, 1994), and the questions
+    of a caller may be divided among batches. Each question has a tag: its cost plus the tag of the
+    caller's previous question, or, for a first question, the tag of the question started last. The
+    question with the lowest tag is next. Questions that have not started when their caller leaves
+    are discarded.
 
     Args:
         answer: N questions -> N answers, in order; always called in the same thread.
-        wait: seconds that a question waits for others.
+        wait: time that a question waits for others, in seconds.
         most: largest number of questions in a batch.
-        cost: returns the cost of a question; default: 1 for each.
+        cost: function that returns the cost of a question; default: 1 for each.
         slice_cost: largest cost of a batch with more than one question.
-        queue_cost: largest cost of all questions that wait or are being answered.
+        queue_cost: largest total cost of questions that wait or are being answered.
         on_batch: called with the size of each batch.
     """
 
@@ -67,7 +65,7 @@ class Batcher(Generic[Q, A]):
         self._callers: set[_Caller[Q, A]] = set()
         # callers with questions that have not started
         self._heap: list[tuple[float, int, _Caller[Q, A]]] = []
-        self._numbers = itertools.count()  # between equal tags, first come, first served
+        self._numbers = itertools.count()  # order of arrival, which decides between equal tags
         self._clock = 0.0  # tag of the question that was started last
         self._arrived = asyncio.Event()
         self._stopped: Exception | None = None
@@ -79,7 +77,7 @@ class Batcher(Generic[Q, A]):
 
         Raises:
             Full: if the queue is full.
-            Exception: what `answer` raises for these questions, or what `stop` was called with.
+            Exception: the error of `answer` for these questions, or the error passed to `stop`.
         """
         if self._stopped is not None:
             raise self._stopped
@@ -101,16 +99,14 @@ class Batcher(Generic[Q, A]):
             self._callers.discard(caller)
 
     def stop(self, error: Exception) -> None:
-        """Finish the current batch, and raise this error for all other callers, present and
-        future.
-        """
+        """Raise this error for all present and future callers. The current batch still runs."""
         self._stopped = error
         for caller in self._callers:
             if not caller.future.done():
                 caller.future.set_exception(error)
 
     async def close(self, patience: float = 30.0) -> None:
-        """Answer the waiting questions for at most `patience` seconds, then end."""
+        """Answer waiting questions for at most `patience` seconds, then end."""
         if self._callers:
             await asyncio.wait([caller.future for caller in self._callers], timeout=patience)
         if self._worker is not None:
@@ -136,7 +132,7 @@ class Batcher(Generic[Q, A]):
                 await self._serve(batch)
 
     async def _gather(self) -> None:
-        """Wait until a batch is full or `wait` seconds have passed."""
+        """Wait until a batch is full, for at most `wait` seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._wait):
                 while (
@@ -178,6 +174,6 @@ class Batcher(Generic[Q, A]):
                 callers[0].future.set_exception(error)
             return
         for (caller, _), answer in zip(batch, answers, strict=True):
-            caller.answers.append(answer)  # batches are answered in order, so these are too
+            caller.answers.append(answer)  # in order, because batches are
             if len(caller.answers) == len(caller.questions) and not caller.future.done():
                 caller.future.set_result(caller.answers)

@@ -1,5 +1,5 @@
-"""Reading recordings of clients. Each is read in a separate process, which is ended if it exceeds
-its limits or the client leaves.
+"""Reading recordings of clients, each in a separate process that is ended if it exceeds its limits
+or the client leaves.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PRELOAD = (
     "threadpoolctl",
 )
 FORKS = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
-# A fork server starts them: it has no threads and none of the service's memory.
+# A fork server starts the processes: it has neither threads nor the memory of the service.
 CONTEXT: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 
 
@@ -53,7 +53,7 @@ class ReadClip:
     Attributes:
         result: result of the process.
         sample: raw features, as input of `Predictor.predict`.
-        drawn: arrays for the page: "loudness", "faces", "faces_present".
+        drawn: arrays for the page: "loudness", "faces" and "faces_present".
     """
 
     result: ClipResult
@@ -69,7 +69,7 @@ class ClipProcesses:
         limits: limits of recordings.
 
     Attributes:
-        limits: as given.
+        limits: limits of recordings.
     """
 
     def __init__(self, settings: FeatureSettings, limits: ClipLimits) -> None:
@@ -87,7 +87,7 @@ class ClipProcesses:
         self._stopped: Refused | None = None
 
     def start(self) -> None:
-        """Start to import what the processes need, in the background, on systems with fork."""
+        """Start to import the modules of the processes in the background, on systems with fork."""
         if FORKS:
             from multiprocessing import forkserver
 
@@ -95,7 +95,7 @@ class ClipProcesses:
             forkserver.ensure_running()
 
     def stop(self, error: Refused) -> None:
-        """End all processes, and raise this error for their clients and later ones."""
+        """End all processes and raise this error for their clients and all later ones."""
         self._stopped = error
         for scope in self._under_way:
             scope.cancel()
@@ -104,10 +104,10 @@ class ClipProcesses:
         """Return the features of a recording.
 
         Args:
-            body: file with the body of a request, in a separate folder, where other files are
+            body: file with the body of a request, in a separate folder to which other files are
                 written.
             content_type: content type of the body.
-            details: whether to return also what the page draws.
+            details: whether to return the data for the page too.
 
         Raises:
             Refused: if the recording cannot be read or exceeds a limit, too many are waiting, or
@@ -123,7 +123,7 @@ class ClipProcesses:
                     return await anyio.to_thread.run_sync(_read_result, body.parent)
             finally:
                 self._under_way.discard(scope)
-        assert self._stopped is not None  # else nothing cancels the scope
+        assert self._stopped is not None  # only `stop` cancels the scope
         raise self._stopped
 
     @contextlib.asynccontextmanager
@@ -174,7 +174,7 @@ class ClipProcesses:
 
 
 async def _end_of(process: BaseProcess) -> None:
-    # In a thread: the event loop on Windows cannot wait for a process.
+    # In a thread, because the event loop on Windows cannot wait for a process.
     await anyio.to_thread.run_sync(connection.wait, [process.sentinel], abandon_on_cancel=True)
 
 
@@ -197,8 +197,8 @@ def _end(process: BaseProcess) -> None:
 
 
 def _read_result(folder: Path) -> ReadClip:
-    """Return the result of a process. It is untrusted: a malicious file may have taken over the
-    process.
+    """Return the result of a process, which is untrusted: a malicious file may have taken over the
+    process. Raises Refused if the result is an error or invalid.
     """
     try:
         result = ClipResult.model_validate_json(read_text(folder / RESULT, LARGEST_OUTPUT))

@@ -1,8 +1,7 @@
-"""Extracting the features of one untrusted recording in a separate process, which may crash without
+"""Extracting the features of an untrusted recording in a separate process, which may crash without
 affecting the service.
 
-The process writes two files, `RESULT` as JSON and `ARRAYS`. The service reads them as untrusted
-files.
+The process writes two files, `RESULT` (JSON) and `ARRAYS`, which the service does not trust.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from corrkd.serve.upload import read_upload
 from corrkd.workers import end_with_parent
 
 RESULT, ARRAYS = "result.json", "arrays.npz"
-SAMPLE = "sample_"  # prefix of the arrays of the sample; the others are for the page
+SAMPLE = "sample_"  # prefix of the arrays of the sample; other arrays are for the page
 LARGEST_OUTPUT = 64_000_000  # bytes: limit of written files, unless the body is larger
 DESCRIPTORS = 256  # limit of open files
 
@@ -46,7 +45,7 @@ class TimedWord(BaseModel):
 
 
 class ClipResult(BaseModel):
-    """The result of a recording.
+    """The result of reading a recording.
 
     Attributes:
         error: why it cannot be read; "" if it can.
@@ -54,8 +53,8 @@ class ClipResult(BaseModel):
         transcript: source of the words: "text", "subtitles", "transcribed" or "none".
         frames: number of frames, by modality.
         missing: number of missing frames, by modality and reason.
-        words: the words, with times if there is a recording.
-        aspect: width divided by height of a picture with a face; 0 if there is none.
+        words: words, with times unless there is only text.
+        aspect: width divided by height of the first picture with a face; 0 without a face.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -77,7 +76,7 @@ class Task:
         body: file with the body of a request, in a separate folder.
         content_type: content type of the body.
         settings: which features to extract.
-        details: whether to return also what the page draws.
+        details: whether to return the data for the page too.
         memory: limit of memory, in bytes.
         cpu_seconds: limit of CPU time, in seconds.
     """
@@ -93,7 +92,7 @@ class Task:
 def work(task: Task) -> None:
     """Extract the features of the recording in a body, and write them or the error."""
     if hasattr(os, "setsid"):  # not on Windows
-        os.setsid()  # its child processes end with it
+        os.setsid()  # so that child processes can be ended with it
     end_with_parent()
     _be_silent()
     _limit(task)
@@ -122,15 +121,15 @@ def _be_silent() -> None:
 
 
 def _limit(task: Task) -> None:
-    """Limit the resources of the process: on Linux all of them, on macOS all except memory, on
-    Windows none. There the service limits its time only.
+    """Limit the resources of the process: all on Linux, all except memory on macOS, and none on
+    Windows, where only the service limits its time.
     """
     try:
         import resource
     except ImportError:  # Windows
         return
     largest = max(LARGEST_OUTPUT, task.body.stat().st_size)
-    # Only writable memory counts: CUDA maps far more.
+    # RLIMIT_DATA counts only writable memory, since CUDA maps far more.
     for limit, value in (
         (resource.RLIMIT_DATA, task.memory),
         (resource.RLIMIT_CPU, task.cpu_seconds),
@@ -169,8 +168,8 @@ def _write_arrays(task: Task, path: Path) -> ClipResult:
 
 
 def _drawn(clip: Clip, faces: list[Face | None]) -> Mapping[str, npt.NDArray[Any]]:
-    """Return the loudness (steps,) in dBFS and, if the vision extractor uses faces, their outlines
-    (steps, points, 2) and which steps have one (steps,).
+    """Return the arrays for the page: the loudness (steps,) in dBFS and, if the vision extractor
+    uses faces, their outlines (steps, points, 2) and a mask of the steps with a face (steps,).
     """
     arrays: dict[str, npt.NDArray[Any]] = {}
     if clip.recording is not None and clip.recording.has_audio:

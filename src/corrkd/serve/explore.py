@@ -25,8 +25,8 @@ class Exhibit:
     """The networks and samples that the page shows.
 
     Attributes:
-        predictors: by role, the student first.
-        split: samples to choose from; None: only samples that a visitor sends.
+        predictors: predictors by role, the student first.
+        split: samples to choose from; None for only the samples that a visitor sends.
         name: name of the split.
         truths: label of each sample, as text.
     """
@@ -38,11 +38,11 @@ class Exhibit:
 
     @property
     def student(self) -> Predictor:
-        """The student, which the service predicts with."""
+        """The student, with which the service predicts."""
         return next(iter(self.predictors.values()))
 
     def listed(self, search: str, start: int, count: int) -> tuple[int, list[dict[str, Any]]]:
-        """Return how many samples have `search` in their id or label, and `count` of them from
+        """Return the number of samples with `search` in their id or label, and `count` of them from
         index `start`.
         """
         if self.split is None:
@@ -57,7 +57,7 @@ class Exhibit:
 
     @cached_property
     def _texts(self) -> list[str]:
-        """Text of each sample that is searched."""
+        """Id and label of each sample, in which `listed` searches."""
         assert self.split is not None
         return [
             f"{name} {truth}".casefold()
@@ -88,16 +88,16 @@ def hidden(
 
     Args:
         read: a sample.
-        name: its id, which determines the dropped frames.
-        off: modalities that are missing entirely.
-        missing: fraction of frames dropped from the other modalities, 0 to 1. Frames dropped at one
-            fraction are also dropped at every larger one.
+        name: id of the sample, which determines the dropped frames.
+        off: modalities to drop entirely.
+        missing: fraction of frames to drop from the other modalities, 0 to 1. Frames dropped at one
+            fraction are also dropped at every larger fraction.
         draw: index of the random draw.
     """
     key = torch.tensor([sample_key(name)])
     out = {}
     for m, (frames, present) in read.items():
-        # With the evaluation's seed, so that the page drops the same frames as the evaluation.
+        # The seed of the evaluation, so that the page drops the same frames.
         numbers = masks.uniform(
             key, len(frames), seed=MASK_SEED, purpose="frame", modality=m, draw=draw
         )

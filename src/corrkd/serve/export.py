@@ -1,4 +1,4 @@
-"""Exporting a trained student to ONNX, with a card and a script that uses it without PyTorch and
+"""Exporting a trained student to ONNX, with a card and a script for using it without PyTorch and
 corrkd.
 """
 
@@ -42,20 +42,20 @@ MODEL, CARD, SCRIPT = "model.onnx", "card.json", "predict.py"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18  # written by the exporter without conversion, and supported by onnxruntime 1.18
 TOLERANCE = 1e-4
-BATCH, ALONE = 32, 4  # samples compared in a batch, and how many of them again one by one
+BATCH, ALONE = 32, 4  # samples compared in a batch, and samples compared again one by one
 
 Compare = Callable[[Mapping[str, Arrays]], float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """An exported model, and how much its logits differ from those of PyTorch.
+    """An exported model, and how much its logits differ from PyTorch.
 
     Attributes:
         folder: folder with model.onnx, card.json and predict.py.
-        differences: largest |logit - PyTorch's| / max(1, |PyTorch's|), by condition. Also
-            "complete, one frame": samples cut to one frame; and "complete, N frames": a sample
-            repeated to twice the longest length in training, if the model supports it.
+        differences: largest |logit - PyTorch's| / max(1, |PyTorch's|), by condition. In addition,
+            "complete, one frame" is for samples cut to one frame, and "complete, N frames" for a
+            sample repeated to twice the longest length in training, if the model supports it.
         samples: number of samples that were compared.
         longest: largest number of frames that the model supports, by modality.
         opset: version of the ONNX operator set.
@@ -83,29 +83,28 @@ def export(
     samples: int = 64,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Export a student to model.onnx, card.json and predict.py. They are written only if
-    onnxruntime and PyTorch give the same logits under every standard condition, within `TOLERANCE`.
+    """Export a student to model.onnx, card.json and predict.py, if the logits of onnxruntime and
+    PyTorch agree within `TOLERANCE` under every standard condition.
 
-    The inputs of the model are, for its i-th modality, `frames_i` (N, T_i, d_i) raw features,
-    `exists_i` and `visible_i` (N, T_i) booleans, for any N and T_i. Its output is `logits` (N, K),
+    The inputs of the model for its i-th modality are raw features `frames_i` (N, T_i, d_i), and
+    booleans `exists_i` and `visible_i` (N, T_i), for any N and T_i. Its output is `logits` (N, K),
     (N, Q, 2) or (N, 1). The predictor is not changed.
 
     Args:
         predictor: the student.
         folder: output folder, new or empty.
-        dataset: raw features to compare on, with the student's modalities; its targets are not
-            used.
-        split: split to compare on.
+        dataset: raw features for the comparison, with the modalities of the student; targets are
+            not used.
+        split: split for the comparison.
         max_frames: largest number of frames of a modality that the exported model supports;
             default: the largest of 1024, four times the longest in the training data, and the
-            longest in the split. With learned positions never more than in training.
+            longest in the split. Learned positions support no more frames than in training.
         samples: number of samples to compare under each condition.
         overwrite: replace an existing exported model. Other files in the folder stay.
 
     Raises:
         CorrKDError: if a package is not installed, the folder is not empty, the dataset does not
-            fit, the network cannot be exported, or its logits differ from PyTorch's. The folder is
-            then unchanged.
+            fit, the network cannot be exported, or the logits differ. The folder is then unchanged.
     """
     folder = Path(folder)
     _check_installed()
@@ -118,9 +117,9 @@ def export(
     if not len(chosen):
         raise CorrKDError(f"{where}: no samples to compare on")
     longest = _longest(saved, chosen, max_frames, where)
-    # The graph is traced and compared on the CPU, whatever the predictor's device.
+    # The graph is traced and compared on the CPU, whatever the device of the predictor.
     reference = Predictor(replace(saved, network=deepcopy(saved.network).cpu()))
-    # The card last: its checksum identifies the model beside it.
+    # The card comes last, because its checksum identifies the model.
     with replacing_all(folder, (MODEL, SCRIPT, CARD)) as aside:
         model, opset = _exported(reference.saved, longest)
         facts = {"sha256": hashlib.sha256(model).hexdigest(), "opset": opset}
@@ -190,8 +189,8 @@ def _longest(
 
 
 class _Graph(nn.Module):
-    """The network with its normalisation, as a function of a flat list of inputs: frames, exists
-    and visible of the first modality, and so on.
+    """The network with its normalisation, as a function of frames, exists and visible of the first
+    modality, of the second, and so on.
     """
 
     def __init__(self, network: AnyNetwork, normalisation: Normalisation) -> None:
@@ -202,7 +201,7 @@ class _Graph(nn.Module):
             self.register_buffer(f"scale_{index}", torch.tensor(normalisation.scale[m]))
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Return the logits in the target's shape."""
+        """Return the logits in the shape of the target."""
         frames, exists, visible = {}, {}, {}
         for index, m in enumerate(self.network.modalities):
             raw, exists[m], visible[m] = inputs[3 * index : 3 * index + 3]
@@ -216,7 +215,7 @@ class _Graph(nn.Module):
 
 def _exported(saved: SavedNetwork, longest: Mapping[str, int]) -> tuple[bytes, int]:
     """Return the ONNX file and its opset. Raises CorrKDError if the exporter does not support the
-    network's code.
+    code of the network.
     """
     network = deepcopy(saved.network)
     for module in network.modules():
@@ -260,9 +259,9 @@ def _exported(saved: SavedNetwork, longest: Mapping[str, int]) -> tuple[bytes, i
             )
             assert done is not None
             model = done.model_proto
-    except Exception as error:  # of many types: from the exporter and the network's code
+    except Exception as error:  # of many types, from the exporter or the code of the network
         raise _not_exportable(saved.network.name, error) from None
-    # The exported file does not reveal paths of this machine.
+    # so that the exported file does not reveal paths of this machine
     for described in (
         model,
         model.graph,
@@ -277,9 +276,7 @@ def _exported(saved: SavedNetwork, longest: Mapping[str, int]) -> tuple[bytes, i
 
 
 def _lengthen(encoder: Encoder, frames: int) -> None:
-    """Extend the table of positions, which a graph cannot do when it runs. Learned positions are
-    not changed.
-    """
+    """Extend the table of positions unless they are learned, since a running graph cannot do so."""
     width, kind = encoder.settings.width, encoder.settings.positions
     if kind != "learned":
         table = sinusoids(frames, width) if kind == "sinusoidal" else torch.zeros(frames, width)
@@ -288,7 +285,7 @@ def _lengthen(encoder: Encoder, frames: int) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the output and warnings of libraries in the block."""
+    """Suppress the output and warnings of libraries within the block."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -315,8 +312,8 @@ def _not_exportable(name: str, error: Exception) -> CorrKDError:
 
 
 def _comparison(folder: Path, reference: Predictor) -> Compare:
-    """Return a function that compares the logits of an exported folder with the reference's on
-    arrays and returns the largest difference.
+    """Return a function that returns the largest difference between the logits of an exported
+    folder and of the reference on arrays.
     """
     name = reference.saved.network.name
     try:
@@ -380,7 +377,7 @@ def _compared(
 
 
 def _spread(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """Return at most `count` of the indices, evenly spaced from first to last."""
+    """Return at most `count` of the indices, evenly spaced from the first to the last."""
     chosen: npt.NDArray[np.int64] = rows[
         np.unique(np.linspace(0, len(rows) - 1, count).round().astype(np.int64))
     ]
@@ -390,7 +387,7 @@ def _spread(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
 def _arrays(
     split: Split, condition: Condition, seed: int, card: Mapping[str, Any]
 ) -> dict[str, Arrays]:
-    """Return raw samples as input arrays of a network under a condition."""
+    """Return raw samples under a condition as input arrays of a network."""
     batch = for_masks(split)
     visible = {m: mask.numpy() for m, mask in condition.visible(batch, seed=seed, draw=0).items()}
 
@@ -405,7 +402,7 @@ def _arrays(
 
 
 def _resized(arrays: Arrays, samples: int, frames: int) -> Arrays:
-    """Return the first samples with `frames` existing frames each, cut or repeated."""
+    """Return the first samples, cut or repeated to `frames` existing frames each."""
     chosen = np.arange(frames) % arrays.frames.shape[1]
     everything = np.ones((samples, frames), bool)
     return Arrays(np.ascontiguousarray(arrays.frames[:samples, chosen]), everything, everything)
@@ -416,8 +413,8 @@ def _resized(arrays: Arrays, samples: int, frames: int) -> Arrays:
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Raise CorrKDError if a folder is not empty; with `overwrite`, if it contains anything other
-    than an exported model.
+    """Raise CorrKDError if `folder` is a file or is not empty; an exported model in it is allowed
+    with `overwrite`.
     """
     if folder.exists() and not folder.is_dir():
         raise CorrKDError(f"{folder}: is a file; name a folder")
@@ -439,7 +436,7 @@ def _write_card(path: Path, card: Mapping[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Replace numbers that are not finite by None, since JSON cannot represent them."""
+    """Return values with None for numbers that are not finite, which JSON cannot represent."""
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

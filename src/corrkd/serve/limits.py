@@ -1,5 +1,5 @@
 """Limits on the requests of a service: size and duration of a body, concurrent requests, and total
-memory. Plain ASGI.
+memory. The module uses plain ASGI.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-ELSEWHERE = 1 << 16  # bytes: limit of a body for routes that need none
+ELSEWHERE = 1 << 16  # bytes; limit of a body on routes that need none
 READ_ON = 4  # a body is read up to this many times its limit before the connection is closed
-MEDIA_PATH = "/v1/predict/media"  # its bodies are recordings, which are stored in files
-BODY_FILE = "corrkd.body_file"  # key of an ASGI scope: path of the file with a recording
-LEFT = 499  # status in the metrics of a request whose client left (as in nginx)
+MEDIA_PATH = "/v1/predict/media"  # bodies are recordings, which are stored in files
+BODY_FILE = "corrkd.body_file"  # key of an ASGI scope for the path of a file with a recording
+LEFT = 499  # status in the metrics if the client left, as in nginx
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +38,11 @@ class ClipLimits:
     """Limits of recordings.
 
     Attributes:
-        body: bytes of a request's body.
-        upload_seconds: time in which it must arrive, in seconds.
-        seconds: longest duration of a recording, in seconds.
-        work_seconds: time in which its features must be extracted, in seconds.
-        memory: memory of the process that extracts them, in bytes.
+        body: size of the body of a request, in bytes.
+        upload_seconds: time in which the body must arrive, in seconds.
+        seconds: duration of a recording, in seconds.
+        work_seconds: time in which features must be extracted, in seconds.
+        memory: memory of the process that extracts features, in bytes.
         processes: number of such processes that run at a time.
         waiting: number of requests per process that may wait.
     """
@@ -61,17 +61,17 @@ class Limits:
     """Limits of requests.
 
     Attributes:
-        body: bytes of a request's body.
-        seconds: time in which it must arrive, and in which its response must be received; half of
-            it may pass without progress.
+        body: size of the body of a request, in bytes.
+        seconds: time in which the body must arrive, and in which the client must receive the
+            response, in seconds; at most half of it may pass without progress.
         requests: number of requests answered at a time; others get a 503.
         samples: number of samples in a request.
-        frames: number of frames of a modality of a sample; None: 1024, or the longest in the
+        frames: number of frames per sample and modality; None for 1024, or the longest in the
             training data if that is more.
         cost: cost of a request: the sum over samples and modalities of frames x (width + frames),
-            the number of values of the input and of an attention map. None: 8 million, or the cost
-            of one sample of `frames` frames if that is more.
-        together: all concurrent requests may have this many times the bytes and the cost of one.
+            the number of values of the input and of an attention map. None for 8 million, or the
+            cost of one sample with `frames` frames if that is more.
+        together: ratio of the bytes and the cost of all concurrent requests to those of one.
         connections: number of open connections.
         clips: limits of recordings.
     """
@@ -111,7 +111,7 @@ class _Memory:
 
 
 class _File:
-    """A file that is written in threads, so that a slow disk does not block other requests."""
+    """A file written in threads, so that a slow disk does not block other requests."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb", buffering=0)
@@ -152,8 +152,8 @@ class _Arrival:
 
 @dataclass
 class _Bodies:
-    """The total size of all bodies. When it exceeds the limit, an incomplete body is dropped: the
-    oldest of the address with the most bytes.
+    """The total size of all bodies. If it exceeds the limit, the oldest incomplete body from the
+    address with the most bytes is discarded.
     """
 
     most: int
@@ -162,8 +162,8 @@ class _Bodies:
 
     @contextmanager
     def arrival(self, timeout: asyncio.Timeout, address: str) -> Iterator[_Arrival]:
-        """Yield a body that arrives within the block. Its bytes count until `release`, or until it
-        fails.
+        """Yield a body that arrives within the block. Its bytes count until `release`, or until the
+        block fails.
         """
         arrival = _Arrival(self, timeout, address)
         self.arriving[id(arrival)] = arrival
@@ -182,7 +182,7 @@ class _Bodies:
             sizes: Counter[str] = Counter()
             for other in self.arriving.values():
                 sizes[other.address] += other.size
-            # the oldest of equal ones
+            # the oldest of the address, as `arriving` is in order of arrival
             leaving = max(self.arriving.values(), key=lambda other: sizes[other.address])
             del self.arriving[id(leaving)]
             self.release(leaving)
@@ -197,22 +197,23 @@ class _Bodies:
 class Guard:
     """ASGI middleware that passes requests within the limits to `app`.
 
-    A body is read completely before the app is called. Only then does the request count as one that
-    is being answered. When a client leaves, its request is cancelled.
+    A body is read completely before the app is called. Only then does the request count as being
+    answered. When a client leaves, its request is cancelled.
 
     Args:
         app: the ASGI application.
         limits: limits of requests.
-        access: checks tokens and host names.
+        access: checks of tokens and host names.
         on_answer: called with the path ("refused" for requests that did not reach the app), status
             and seconds.
         takes_recordings: whether bodies of `MEDIA_PATH` are stored, each in a separate folder that
-            is removed after its request.
+            is removed after the request.
 
     Attributes:
-        accepted, answered, given_up: number of requests below /v1/ that arrived completely; of
-            these, those that were answered, and those whose client left.
-        draining: whether the service is stopping and tells its clients to disconnect.
+        accepted: number of requests below /v1/ that arrived completely.
+        answered: number of accepted requests that were answered.
+        given_up: number of accepted requests that the client abandoned.
+        draining: whether the service is stopping and asks clients to disconnect.
     """
 
     def __init__(
@@ -239,7 +240,7 @@ class Guard:
         return self._bodies.size
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a connection, as ASGI defines."""
+        """Handle a connection as defined by ASGI."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -257,7 +258,7 @@ class Guard:
             )
             arrival = await self._arrive(scope, receive, memory, self._bodies, most)
             await self._let_in(scope, b"".join(memory.chunks), arrival, receive, send)
-        elif not self._takes_recordings:  # the app will say so
+        elif not self._takes_recordings:  # the app refuses the request, with the reason
             arrival = await self._arrive(
                 scope, receive, _Nowhere(), self._recordings, self.limits.clips.body
             )
@@ -294,16 +295,14 @@ class Guard:
             arrival.bodies.release(arrival)
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> bool:
-        """Let the app answer, and call `on_answer`. Returns whether the client left before the
-        end.
-        """
+        """Let the app answer, call `on_answer`, and return whether the client left too early."""
         began, status, ended, client_left = time.perf_counter(), 500, False, False
 
         async def watched(message: Message) -> None:
             nonlocal status, ended
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if self.draining:  # tells clients to open a new connection
+                if self.draining:  # clients must open a new connection next time
                     message = {
                         **message,
                         "headers": [*message.get("headers", []), (b"connection", b"close")],
@@ -316,7 +315,7 @@ class Guard:
             nonlocal client_left
             while (await receive())[
                 "type"
-            ] != "http.disconnect":  # the client left, or has its answer
+            ] != "http.disconnect":  # the client left, or has the response
                 pass
             if not ended:
                 client_left = True
@@ -338,20 +337,22 @@ class Guard:
     async def _arrive(
         self, scope: Scope, receive: Receive, store: _Store, bodies: _Bodies, most: int
     ) -> _Arrival:
-        """Store a body of at most `most` bytes, and count them in `bodies`."""
+        """Store a body of at most `most` bytes and count them in `bodies`. Raises Refused if the
+        body is too large, too slow or incomplete.
+        """
         headers, loop = dict(scope["headers"]), asyncio.get_running_loop()
         declared = headers.get(b"content-length", b"0")
         advice = "send a shorter recording" if bodies is self._recordings else "send fewer samples"
         too_large = Refused(413, f"the body is larger than {most:,} bytes; {advice}")
         seconds = self.limits.seconds_of(scope["path"])
         if declared.isdigit() and int(declared) > most and b"expect" in headers:
-            raise too_large  # this client waits for the response before it sends
+            raise too_large  # before this client sends the body
         size, more, end = 0, True, loop.time() + seconds
         try:
             async with asyncio.timeout_at(end) as timeout:
                 with bodies.arrival(timeout, (scope.get("client") or ("",))[0]) as arrival:
-                    # A body that is too large is read on, but not kept: a client that is still
-                    # sending does not receive a response.
+                    # A body that is too large is read but not kept, because a client that is still
+                    # sending does not receive the response.
                     while more and size <= READ_ON * most and not arrival.expelled:
                         timeout.reschedule(min(end, loop.time() + self.limits.seconds / 2))
                         message = await receive()
@@ -392,7 +393,7 @@ def _replay(body: bytes) -> Receive:
 
     async def replayed() -> Message:
         if not chunks:
-            await anyio.sleep_forever()  # the guard itself waits for a disconnect
+            await anyio.sleep_forever()  # the guard waits for the disconnect instead
         return {"type": "http.request", "body": chunks.pop(), "more_body": False}
 
     return replayed

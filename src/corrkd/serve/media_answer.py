@@ -30,7 +30,7 @@ MEDIA_BODY = {
         "text/plain": {"schema": {"type": "string"}},
     },
 }
-"""A request's body, for OpenAPI."""
+"""The body of a request, for OpenAPI."""
 
 
 class Word(BaseModel):

@@ -1,4 +1,4 @@
-"""The model card: what a model predicts, how it was trained and tested, in Markdown."""
+"""The model card in Markdown: what a model predicts, and how it was trained and tested."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from corrkd.targets.measures import METRICS, metric_of
 
 
 def model_card(saved: SavedNetwork, card: Mapping[str, Any], run: RunFolder | None) -> str:
-    """Return the text of README.md, with the tables of `run` if given."""
+    """Return the text of README.md, including tables of the run unless `run` is None."""
     about = saved.about
     data = about.get("data", {}).get("name", "") if isinstance(about.get("data"), Mapping) else ""
     head = {

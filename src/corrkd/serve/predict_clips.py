@@ -1,4 +1,4 @@
-"""Predicting recordings with the extractors that made the features of the training data."""
+"""Predicting recordings with the feature extractors of the training data."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from corrkd.media.features import ClipFeatures, FeatureSettings, extract, settin
 from corrkd.serve.prediction_table import WRITERS, columns
 from corrkd.serve.standalone import Prediction
 
-EXTRACTORS = "extractors"  # in a card's `about`
+EXTRACTORS = "extractors"  # key in `about` of a card
 
 
 def feature_settings(
     card: Mapping[str, Any], device: str = "cpu"
 ) -> tuple[FeatureSettings, list[str]]:
-    """Return settings that extract features as in a model's training data, and notes on libraries
-    whose version differs.
+    """Return settings that extract features as for the training data of a model, and notes on
+    libraries of other versions.
 
     Args:
         card: card of the model.
-        device: device of extractors with models from the hub, as "cpu" or "cuda".
+        device: device of extractors with models from the hub, such as "cpu" or "cuda".
 
     Raises:
         CorrKDError: if the model was not trained on features of recordings, or the installed
@@ -48,13 +48,13 @@ def feature_settings(
 
 
 def clip_sample(path: Path, settings: FeatureSettings, text: str = "") -> dict[str, Any]:
-    """Return the features of a recording as a sample, without the modalities that have no present
+    """Return the features of a recording as a sample, without modalities that have no present
     frame.
 
     Args:
         path: a recording or a .txt file.
         settings: from `feature_settings`.
-        text: the transcript; "": that of a .vtt, .srt or .txt file beside it.
+        text: transcript; "" to read a .vtt, .srt or .txt file next to the recording.
 
     Raises:
         CorrKDError: if the recording cannot be read or has none of the model's modalities.
@@ -67,11 +67,12 @@ def clip_sample(path: Path, settings: FeatureSettings, text: str = "") -> dict[s
 
 
 def sample_of(features: ClipFeatures, name: str, advice: str) -> dict[str, Any]:
-    """Return features as a sample, without the modalities that have no present frame.
+    """Return features as a sample, without modalities that have no present frame.
 
     Args:
         features: features of a recording.
-        name, advice: name of the recording, and what to do, for the error message.
+        name: prefix of the error message.
+        advice: suffix of the error message.
 
     Raises:
         CorrKDError: if no modality has a present frame.
@@ -90,13 +91,13 @@ def predict_clips(
     clips: Sequence[Path],
     on_clip: Callable[[Path, str], None],
 ) -> tuple[dict[Path, Prediction], dict[Path, str]]:
-    """Return predictions and error lines by clip. A clip that cannot be read does not stop the
+    """Return the predictions and the error lines by clip. An error in one clip does not stop the
     others.
 
     Args:
-        predict: predicts one clip.
-        clips: paths.
-        on_clip: called after each clip with its error line or "".
+        predict: function that predicts one clip.
+        clips: paths of the clips.
+        on_clip: called after each clip with its path and its error line or "".
     """
     predictions: dict[Path, Prediction] = {}
     errors: dict[Path, str] = {}
@@ -112,8 +113,8 @@ def predict_clips(
 def write_predictions(
     out: Path, predictions: Mapping[Path, Prediction], card: Mapping[str, Any]
 ) -> None:
-    """Write the predictions of clips as a table, atomically. Column `id` is the path as in
-    `predictions`.
+    """Write the predictions of clips as a table, atomically, with their paths in the column `id`.
+    Raises CorrKDError if the table cannot be written.
     """
     lines = [
         json.dumps({"id": str(clip), **p.to_json()}, ensure_ascii=False)
@@ -126,8 +127,8 @@ def write_predictions(
 
 
 def prediction_text(clip: Path, prediction: Prediction) -> str:
-    """Return a prediction as one line: clip, label, probability or score, and the fraction of
-    frames used.
+    """Return a prediction as one line: clip, label, probability or score, and the percentage of
+    frames used of each modality.
     """
     used = ", ".join(f"{m} {100 * share:.0f} %" for m, share in prediction.used.items())
     if isinstance(prediction.label, str):

@@ -1,9 +1,9 @@
-"""Predicting a whole dataset, batch by batch, to a table on disk. An interrupted prediction
-continues from the last batch.
+"""Predicting a dataset, batch by batch, to a table on disk. An interrupted prediction continues
+from the last batch.
 
-Batches are first written atomically, as numbered files of JSON lines, to a hidden folder beside the
-output, with a description of the arguments. At the end they are joined to the output and the folder
-is removed.
+Batches are first written atomically, as numbered files of JSON lines, to a hidden folder next to
+the output, with a description of the arguments. At the end they are joined into the output, and the
+folder is removed.
 """
 
 from __future__ import annotations
@@ -47,21 +47,20 @@ def predict_file(
     overwrite: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> int:
-    """Write the prediction for every sample. When it is started again with the same arguments, it
-    continues.
+    """Write the predictions for all samples. A call with the same arguments continues an
+    interrupted one.
 
     Args:
         predictor: the student.
         dataset: raw features; targets are not needed. Modalities that it lacks are missing, and
-            those that the student does not use are ignored: see `differences`.
+            modalities that the student does not use are ignored (see `differences`).
         out: output file (.csv, .parquet or .jsonl).
-        split: split to predict; "all": every split.
-        condition: missing condition to apply in addition, as in an evaluation (its first draw).
+        split: split to predict; "all" for every split.
+        condition: missing condition to apply in addition, as in the first draw of an evaluation.
         batch_size: samples per batch. It affects memory, rounding, and how much an interruption
             loses.
         overwrite: replace an existing output, and batches of other arguments.
-        on_batch: called with the number of samples that are done; first with those of an earlier
-            start.
+        on_batch: called after each batch, finished ones included, with its number of samples.
 
     Returns:
         The number of samples.
@@ -75,7 +74,7 @@ def predict_file(
     taken = None if condition is None else _condition(predictor.saved, dataset, condition)
     about = {
         "corrkd": __version__,
-        # includes temperatures and thresholds, unlike the digest of the parameters
+        # includes temperatures and thresholds, which the digest of the parameters does not
         "model": _digest(predictor.card),
         "data": [
             dataset.sha256,
@@ -119,8 +118,8 @@ def predict_file(
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
-    """Raise CorrKDError if the output's name has another suffix than .csv, .parquet and .jsonl, or
-    if it exists and must not be overwritten.
+    """Raise CorrKDError if the name of the output does not end in .csv, .parquet or .jsonl, or if
+    it exists and must not be overwritten.
     """
     if out.suffix not in WRITERS:
         raise CorrKDError(f"{out}: the output's name must end in .csv, .parquet or .jsonl")
@@ -128,12 +127,12 @@ def check_output(out: Path, *, overwrite: bool) -> None:
 
 
 def chosen(dataset: MultimodalDataset, split: str) -> dict[str, Split]:
-    """Return the splits to predict by name. Raises CorrKDError if there is no such split."""
+    """Return the splits to predict, by name. Raises CorrKDError if the split does not exist."""
     return dict(dataset.splits) if split == WHOLE else {split: dataset.split(split)}
 
 
 def differences(saved: SavedNetwork, dataset: MultimodalDataset) -> list[str]:
-    """Return messages about modalities in which a dataset differs from a model."""
+    """Return a message for each modality that only the dataset or only the model has."""
     lacking = [m for m in saved.modalities if m not in dataset.modalities]
     unknown = [m for m in dataset.modalities if m not in saved.modalities]
     return [
@@ -162,8 +161,8 @@ def _digest(values: Any) -> str:
 
 
 def _data_digest(split: Split) -> str:
-    """Return a digest of some samples' frames, for data without a digest of its file, or with other
-    word vectors.
+    """Return a digest of the frames of some samples, for data without a digest of the file or with
+    other word vectors.
     """
     digest = hashlib.sha256()
     for row in range(0, len(split), len(split) // GLIMPSED + 1):
@@ -174,7 +173,7 @@ def _data_digest(split: Split) -> str:
 
 def _begin(folder: Path, out: Path, about: Mapping[str, Any], *, overwrite: bool) -> None:
     """Prepare the folder for these arguments. Raises CorrKDError if it contains batches of other
-    arguments that must not be replaced.
+    arguments and must not be overwritten.
     """
     remove_parts(folder)
     try:
@@ -196,7 +195,7 @@ def _begin(folder: Path, out: Path, about: Mapping[str, Any], *, overwrite: bool
 
 
 def _write_batch(file: Path, lines: str) -> None:
-    """Write a batch below its digest, which marks it as complete at the next start."""
+    """Write a batch after its digest, which shows the next start that the batch is complete."""
     write_text(file, f"{SUM_LINE}{_digest_of(lines.encode())}\n{lines}")
 
 
@@ -236,7 +235,7 @@ def _json_lines(
 
 
 def _read(split: Split, condition: Condition | None) -> list[ReadSample]:
-    """Return the samples with missing and dropped frames set to 0 and marked."""
+    """Return the samples with missing and dropped frames set to 0, and masks of the others."""
     seen = dict(split.present)
     if condition is not None:
         seen = {

@@ -1,5 +1,5 @@
-"""Writing predictions from JSON lines to one table (.csv, .parquet or .jsonl), row by row (columns:
-docs/using.md).
+"""Writing predictions from JSON lines to one table (.csv, .parquet or .jsonl), row by row.
+docs/using.md describes the columns.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def columns(card: Mapping[str, Any], *, splits: bool) -> pa.Schema:
     """Return the columns with their types, in order.
 
     Args:
-        card: of the model.
+        card: card of the model.
         splits: whether the lines have a split.
     """
     text, number, target = pa.string(), pa.float64(), target_from_json(card["target"])
@@ -43,12 +43,12 @@ def columns(card: Mapping[str, Any], *, splits: bool) -> pa.Schema:
     return pa.schema(list(out.items()))
 
 
-# prefix of the optional first line of a batch's file
+# prefix of the optional first line in the file of a batch
 SUM_LINE = "# sha256 of what follows: "
 
 
 def rows(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of files of JSON lines: one per sample, or one per sample and question. Raises
+    """Yield the rows in files of JSON lines, one per sample or per sample and question. Raises
     CorrKDError if a line is damaged.
     """
     for path in files:
@@ -123,4 +123,4 @@ WRITERS: dict[str, Callable[[Path, Sequence[Path], pa.Schema], None]] = {
     ".parquet": _write_parquet,
     ".jsonl": _write_jsonl,
 }
-"""Functions by suffix of the output; each writes files of JSON lines to a table with `columns`."""
+"""Functions (output, files of JSON lines, columns) that write a table, by suffix of the output."""

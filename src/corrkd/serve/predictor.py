@@ -47,14 +47,14 @@ class Predictor(
 
     Args:
         saved: the network with its normalisation and target, as loaded from disk.
-        run: the run folder that it comes from; the model card shows its tables.
-        device: device of the network, as "cpu" or "cuda".
+        run: run folder of the network; the model card shows its tables.
+        device: device of the network, such as "cpu" or "cuda".
+
+    Attributes:
+        card: the model card, as JSON values.
 
     Raises:
         CorrKDError: if the network cannot predict single samples or the device is not available.
-
-    Attributes:
-        card: the model card, as values that JSON can hold.
     """
 
     _hub_mixin_config: dict[str, Any] = {}  # noqa: RUF012  (the mixin's; set, so that it does not copy the network)
@@ -74,7 +74,7 @@ class Predictor(
         try:
             self.device = torch.device(device)
             saved.network.to(self.device).eval()
-        # unknown, not present, or not supported by this build of torch
+        # the device is unknown, absent, or not supported by this build of torch
         except (RuntimeError, AssertionError) as error:
             raise CorrKDError(
                 f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}"
@@ -105,9 +105,9 @@ class Predictor(
             batch_size: samples per batch; affects memory, and results only by rounding.
 
         Returns:
-            A `Prediction` for one sample, a list of them for several. It has the label, the
-            probabilities (calibrated for the sample's missing condition), the fraction of frames
-            used by modality, and the test results under that condition.
+            A `Prediction` for one sample, or a list for a sequence. It has the label, the
+            probabilities (calibrated for the missing condition of the sample), the fraction of
+            frames used of each modality, and the test results under that condition.
 
         Raises:
             CorrKDError: if a sample is not a mapping, a modality is unknown or has another width, a
@@ -131,27 +131,27 @@ class Predictor(
 
         Args:
             path: a recording or a .txt file.
-            text: its transcript; "": that of a .vtt, .srt or .txt file of the same name beside it,
-                if there is one.
+            text: transcript; "" to read a .vtt, .srt or .txt file of the same name next to the
+                recording, if present.
 
         Raises:
             CorrKDError: if the recording cannot be read, the model was not trained on features of
-                recordings, or the installed extractors differ from those of its training data; the
-                message lists the differences.
+                recordings, or the installed extractors differ from the ones used for training (the
+                message lists the differences).
         """
         return self.predict(predict_clips.clip_sample(Path(path), self.media_settings[0], text))
 
     @cached_property
     def media_settings(self) -> tuple[FeatureSettings, list[str]]:
-        """The settings that extract features for this model, and notes on libraries whose version
-        differs. Raises as `predict_media`.
+        """Settings that extract features for this model, and notes on libraries of other versions.
+        Raises CorrKDError like `predict_media`.
         """
         return predict_clips.feature_settings(self.card, str(self.device))
 
     @torch.no_grad()
     def logits(self, arrays: Mapping[str, Arrays]) -> npt.NDArray[np.float32]:
         """Return logits (N, K) or (N, Q, 2), or scores (N, 1), for raw frames. Raises CorrKDError
-        if a sample is too long for the model.
+        if a sample is too long for the model or the memory.
         """
         frames = {m: a.exists.shape[1] for m, a in arrays.items()}
         self.saved.network.check_memory(frames, len(next(iter(arrays.values())).exists))
@@ -161,8 +161,8 @@ class Predictor(
         return out
 
     def inputs(self, arrays: Mapping[str, Arrays]) -> Inputs:
-        """Return the network's normalised inputs for raw frames, on the device. Raises CorrKDError
-        if a sample is too long for the model.
+        """Return the normalised inputs of the network for raw frames, on the device. Raises
+        CorrKDError if a sample is too long for the model.
         """
         for m, longest in self.card["longest"].items():
             if (count := arrays[m].frames.shape[1]) > longest:
@@ -191,17 +191,16 @@ class Predictor(
 
         Args:
             sample: as for `predict`.
-            label: the class to explain; default: the predicted one. None for scores.
-            question: the yes/no question to explain; required if the model has several.
+            label: class to explain; default: the predicted class. Must be None for scores.
+            question: yes/no question to explain; required if the model has several.
             steps: number of points of the integrated gradients. More points are more accurate and
                 take proportionally longer.
 
         Returns:
-            An `Explanation` of the probability that `predict` returns, in log-odds, or of the
-            score.
+            An `Explanation` of the log-odds of the probability from `predict`, or of the score.
 
         Raises:
-            CorrKDError: as `predict`; or if the class or question is unknown, or captum is not
+            CorrKDError: like `predict`, or if the class or question is unknown or captum is not
                 installed.
         """
         try:
@@ -223,11 +222,14 @@ class Predictor(
         )
 
     def modality_effects(self, read: ReadSample) -> list[ModalityEffects]:
-        """Return the effect of each modality on the prediction for one sample: one entry, or one
-        per yes/no question. Raises as `explain`.
+        """Return the effects of the modalities on the prediction for one sample: one entry, or one
+        per yes/no question.
 
         Args:
             read: sample from `standalone.read_sample`.
+
+        Raises:
+            CorrKDError: like `explain`, except for captum.
         """
         arrays = standalone.collate([read], self.card)
         used = {m: float(a.visible.sum() / a.exists.sum()) for m, a in arrays.items()}
@@ -251,18 +253,18 @@ class Predictor(
         device: torch.device | str = "cpu",
         **hub: Any,
     ) -> Predictor:
-        """Load a model from a run folder (its first seed), a seed's folder, a model file, a folder
-        of `save_pretrained`, a zoo, or the Hugging Face hub.
+        """Load a model from a run folder (its first seed), the folder of a seed, a model file, a
+        folder of `save_pretrained`, a zoo, or the Hugging Face hub.
 
         Args:
             pretrained_model_name_or_path: a path, "zoo:NAME" for a released student (`corrkd.zoo`),
                 or "owner/name" on the Hugging Face hub.
-            device: device of the network, as "cpu" or "cuda".
+            device: device of the network, such as "cpu" or "cuda".
             hub: revision, token, cache_dir, force_download, local_files_only; passed to
                 `huggingface_hub.snapshot_download`.
 
         Raises:
-            CorrKDError: if there is no model or it is damaged.
+            CorrKDError: if the model does not exist, cannot be downloaded or is damaged.
         """
         path = zoo.resolve(pretrained_model_name_or_path)
         if path.exists() or path.with_name(f"{path.name}.json").exists():
@@ -303,7 +305,7 @@ class Predictor(
         Args:
             save_directory: the folder; it may exist.
             overwrite: replace an existing model.
-            hub: repo_id, push_to_hub and others, as in the mixin of huggingface_hub.
+            hub: repo_id, push_to_hub and other options of `huggingface_hub.ModelHubMixin`.
 
         Raises:
             CorrKDError: if the folder already contains a model.
@@ -326,8 +328,8 @@ class Predictor(
         write_card(save_directory / CARD, card)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """Return the model card: inputs and outputs, training, and test results, with the tables of
-        the run.
+        """Return the model card: inputs and outputs, training, test results, and the tables of the
+        run. Raises CorrKDError if the run folder cannot be read.
         """
         if self._readme is not None and self.run is None:
             return ModelCard(self._readme)
@@ -336,14 +338,16 @@ class Predictor(
 
 
 def card_of(saved: SavedNetwork) -> dict[str, Any]:
-    """Return the model card with the values that the stand-alone code needs."""
+    """Return the model card with the additional values that the stand-alone code needs."""
     card: dict[str, Any] = json.loads(json.dumps(packed(saved)[1]))
     card["about"].pop("history", None)
     return card | {"longest": saved.network.longest(saved.frames)}
 
 
 def _index_of(name: str | None, names: Sequence[str], what: str) -> int | None:
-    """Return the index of a class or question; None for None."""
+    """Return the index of a class or question, or None for None. Raises CorrKDError if the name is
+    unknown.
+    """
     if name is None:
         return None
     if name not in names:

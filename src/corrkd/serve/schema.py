@@ -1,6 +1,4 @@
-"""Types of requests and responses. The type of a sample depends on the model's modalities and
-widths.
-"""
+"""Types of requests and responses. The type of a sample depends on the modalities of the model."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ class _Strict(BaseModel):
 
 
 class ReliabilityAnswer(BaseModel):
-    """Test results under the most similar condition, as fractions of 1."""
+    """Test results under the most similar tested condition, as fractions of 1."""
 
     condition: str
     harder: bool = Field(description="the sample has more missing frames than this condition")
@@ -61,7 +59,7 @@ class PredictAnswer(BaseModel):
 
 
 class EffectAnswer(BaseModel):
-    """The prediction, minus the one without a modality."""
+    """The difference between the predictions with and without a modality."""
 
     value: float = Field(
         description="in log-odds of the label, or in units of the score; 0 for a modality that is "
@@ -71,7 +69,7 @@ class EffectAnswer(BaseModel):
 
 
 class EffectsAnswer(BaseModel):
-    """The effect of each modality on an answer."""
+    """The effect of each modality on a prediction."""
 
     quantity: str = Field(description="log-odds, or score")
     label: str | None = None
@@ -97,10 +95,10 @@ def sample_type(card: Mapping[str, Any], longest: Mapping[str, int]) -> type[Bas
             list[frame | None], Field(min_length=1, max_length=longest[m], fail_fast=True)
         ]
         about = f"frames of {width} raw features; null for a missing frame"
-        # Any name is valid for a modality, but not for a field.
+        # An alias, since a modality may have any name, but a field may not.
         fields[f"modality_{index}"] = (frames | None, Field(None, alias=m, description=about))
     alternatives: list[Any] = [
-        # the only way to require that one is not null
+        # the only way to require that at least one is not null
         {"required": [m], "properties": {m: {"type": "array"}}}
         for m in card["modalities"]
     ]
@@ -121,8 +119,12 @@ def request_type(sample: type[BaseModel], limits: Limits) -> type[BaseModel]:
 
 
 def parsed(kind: type[BaseModel], body: bytes, modalities: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the samples of a body of that type. Raises Refused with a line that locates the error.
-    `modalities`: names that a sample may have.
+    """Return the samples of a body. Raises Refused with the location of the error.
+
+    Args:
+        kind: type of the body, from `request_type` or `sample_type`.
+        body: JSON text.
+        modalities: modalities of the model, for error messages.
     """
     try:
         read = kind.model_validate_json(body)
@@ -148,12 +150,12 @@ def parsed(kind: type[BaseModel], body: bytes, modalities: Iterable[str]) -> lis
 
 
 def refuse_oversized(body: bytes, *, cost: int, samples: int, modalities: int) -> None:
-    """Raise Refused if a body has more values, lists or names than any request of that cost.
+    """Raise Refused if a body has more values, lists or names than a request of this cost can have.
     Parsing takes up to 300 bytes for each.
     """
     lists = samples * modalities
-    # A request of N lists of T frames costs N T (width + T) or more, so it has no more than sqrt(N
-    # cost) frames, each a list itself.
+    # N lists of T frames cost at least N T (width + T), so they have at most sqrt(N cost) frames,
+    # and each frame is a list.
     most_brackets = isqrt(lists * cost) + lists + samples + 2
     names = lists + 1
     # A name may contain an escaped quote.
@@ -169,7 +171,7 @@ def refuse_oversized(body: bytes, *, cost: int, samples: int, modalities: int) -
 
 def _refuse_repeated_keys(body: bytes, num_keys: int) -> None:
     """Raise Refused if a key of a parsed body is repeated, since pydantic keeps only the last. All
-    strings of the body are keys.
+    strings in the body are keys.
     """
     if len(STRING.findall(body)) > num_keys:
         json.loads(body, object_pairs_hook=_without_repeated)

@@ -1,4 +1,4 @@
-"""Running the service: its port, and a shutdown that first answers accepted requests."""
+"""Running the service: its socket, and a shutdown that first answers accepted requests."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ SETTLE = (
 )
 # seconds past its time limit that a connection stays open, so that the client gets its 408
 GRACE = 1.0
-# seconds, first and longest, between checks of whether a client that sends no more is connected
+# first and longest time, in seconds, between checks whether a half-closed client is connected
 PROBES = 0.01, 0.25
 BACKLOG = 128  # connections that wait until the service accepts them
 
 
 def bound(host: str, port: int) -> socket.socket:
     """Return a listening socket, on which clients wait until `run`. Port 0 selects a free port.
-    Raises CorrKDError if the address cannot be used.
+    Raises CorrKDError if the host or port cannot be used.
     """
     listener = None
     try:
@@ -43,12 +43,12 @@ def bound(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=flags
         )[0]
-        # With the protocol: asyncio sends at once only if it recognises TCP.
+        # With the protocol, because asyncio sets TCP_NODELAY only if it is TCP.
         listener = socket.socket(family, kind, protocol)
-        if os.name == "posix":  # otherwise a second service could use the same port on Windows
+        if os.name == "posix":  # on Windows it would let a second service use the same port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen()  # else a second service could bind it too
+        listener.listen()  # otherwise a second service could bind it too
     except (OSError, UnicodeError) as error:
         if listener is not None:
             listener.close()
@@ -67,8 +67,8 @@ def run(
     Args:
         service: the service to run.
         listener: socket from `bound`; it is closed at the end.
-        patience: most seconds between the signal and the end. After that the process writes the
-            stack of each thread to stderr and exits with status 1.
+        patience: longest time between the signal and the end, in seconds. After that the process
+            writes the stack of each thread to stderr and exits with status 1.
         log: log level of uvicorn.
     """
     # uvicorn shuts down and then raises the signal again, which must have no effect.
@@ -84,8 +84,7 @@ def run(
 
 def server_of(service: Service, *, patience: int = 30, log: str = "info") -> uvicorn.Server:
     """Return a server that is not started yet."""
-    # Half of the descriptors are for connections: up to four backlogs of connections may be open
-    # before they are counted.
+    # Only half of the descriptors, since four backlogs of connections may be open and not counted.
     descriptors = _most_descriptors()
     config = uvicorn.Config(
         service.app,
@@ -102,7 +101,7 @@ def server_of(service: Service, *, patience: int = 30, log: str = "info") -> uvi
 
 
 def _most_descriptors() -> int:
-    """Return how many files and connections this process may open."""
+    """Return the number of files and connections that this process may open."""
     try:
         import resource
     except ImportError:  # Windows, which sets no limit
@@ -121,13 +120,13 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal to end."""
-        if not self.should_exit:  # the first of them
+        if not self.should_exit:  # only for the first signal
             # Works even if the event loop is busy or the GIL is held.
             faulthandler.dump_traceback_later(self._patience, exit=True, file=2)
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and log the address."""
+        """Start and log the address."""
         await super().startup(sockets)
         logger.addFilter(self._once_per_minute)
         self._closing = asyncio.create_task(self._close_idle())
@@ -140,9 +139,7 @@ class _Server(uvicorn.Server):
             )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept no more clients, answer the others if there is time, and ask them to
-        disconnect.
-        """
+        """Stop accepting clients, answer accepted requests while time allows, and disconnect."""
         self._service.guard.draining = True
         for server in self.servers:
             server.close()
@@ -160,7 +157,7 @@ class _Server(uvicorn.Server):
         )
 
     async def _close_idle(self) -> None:
-        """End connections whose client sends no request or does not read its answer."""
+        """Close connections with clients that send no request or do not read the response."""
         while True:
             await asyncio.sleep(0.5)
             now, limits = asyncio.get_running_loop().time(), self._service.limits
@@ -172,11 +169,11 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """The protocol of uvicorn, with a limit on connections, and with responses to clients that have
+    """The protocol of uvicorn, with a limit on connections and with responses to clients that have
     closed their sending side.
 
     Attributes:
-        since: time since which the service has waited for the client, if it does.
+        since: time since which the service has waited for the client, if it waits.
         half_closed: whether the client has closed its sending side.
     """
 
@@ -197,13 +194,13 @@ class _Protocol(H11Protocol):
 
     @property
     def waits(self) -> bool:
-        """Whether the service waits for the client, rather than the client for the service."""
+        """Whether the service waits for the client and not the client for the service."""
         cycle: Any = self.cycle
         return cycle is None or cycle.response_complete or cycle.more_body or self.flow.write_paused
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Called on a new connection. If there are too many, one for which the service waits is
-        closed: the oldest of the address with the most of them.
+        """Register a new connection. If there are too many, close the oldest waiting connection of
+        the address with the most waiting connections.
         """
         super().connection_made(transport)
         # Writing pauses as soon as the client leaves data unread.
@@ -216,26 +213,26 @@ class _Protocol(H11Protocol):
             leaving.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Called when part of a request arrives."""
+        """Process a part of a request."""
         before = self.cycle
         super().data_received(data)
         if self.cycle is not before:
             self.since = self.loop.time()
 
     def on_response_complete(self) -> None:
-        """Called when a response is complete. The next pipelined request is then answered."""
+        """Handle the end of a response; the next pipelined request is then answered."""
         self.since = self.loop.time()
         super().on_response_complete()
         if self.half_closed and self.cycle.response_complete:
             self.transport.close()
 
     def pause_writing(self) -> None:
-        """Called when the client does not read its response."""
+        """Pause the response, because the client does not read it."""
         self.since = self.loop.time()
         super().pause_writing()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Called when the client closes its sending side. A pending response is still sent, unless
+        """Handle a client that closes its sending side. A pending response is still sent, unless
         the client has left.
         """
         cycle: Any = self.cycle
@@ -246,9 +243,7 @@ class _Protocol(H11Protocol):
 
     def _probe(self, wait: float) -> None:
         """Write data that a connected client ignores. If the client has left, its system rejects
-        the data, and the next write fails.
-
-        Without this, TCP cannot distinguish the two.
+        the data and the next write fails; TCP gives no other sign of it.
         """
         if self.transport.is_closing() or self.cycle.response_complete:
             return
@@ -259,7 +254,7 @@ class _Protocol(H11Protocol):
 
 
 class _OncePerMinute(logging.Filter):
-    """Log filter that passes a warning at most once a minute, so that clients cannot fill the
+    """Log filter that passes each warning at most once a minute, so that clients cannot fill the
     log.
     """
 

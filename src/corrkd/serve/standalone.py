@@ -1,7 +1,7 @@
 """Predicting with an exported student: `python predict.py SAMPLE.json` (or .npz). It needs only
 NumPy and onnxruntime.
 
-This file is part of corrkd (Apache-2.0) and is copied beside model.onnx and card.json, so it
+This file is part of corrkd (Apache-2.0). It is copied next to model.onnx and card.json, so it
 imports nothing of the package.
 
 A *sample* is a mapping from modality to raw features of shape (frames, width), or (width,) for a
@@ -26,22 +26,21 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Sample = Mapping[str, Any]
 ReadSample = Mapping[str, tuple[Array, Array]]
-"""Frames (T, width) float32 and a mask of those present (T,), for each modality given."""
+"""Frames (T, width) float32 and a mask (T,) of present frames, by modality of the sample."""
 PRESENT = "_present"
-SQUARES = 1 << 20  # of frames, over the rows of a batch
-# tolerated excess of a modality's share of missing frames over that of all frames: in short samples
-# it arises by chance
+SQUARES = 1 << 20  # limit of samples x (frames of the longest)² in a batch
+# excess of a modality's share of missing frames over the tested ratio that may arise by chance
 CLEARLY = 0.3
 
 
 class InputError(ValueError):
-    """Raised for an invalid sample: where, what is wrong, and what to do."""
+    """Raised for invalid input. The message states what is wrong, where, and what to do."""
 
 
 @dataclass(frozen=True)
 class Arrays:
     """N samples of one modality as input of a network: raw frames (N, T, width), and masks (N, T)
-    of those that exist and those that are visible.
+    of existing and of visible frames.
     """
 
     frames: npt.NDArray[np.float32]
@@ -54,11 +53,11 @@ class Reliability:
     """Test results of the model under the most similar condition.
 
     Attributes:
-        condition: the tested condition: the modalities that were present, or "ratio-R" if a
-            fraction R of all frames was missing.
-        harder: whether the sample has more missing frames than this condition, so that its
+        condition: name of the tested condition: the present modalities, or "ratio-R" if a fraction
+            R of all frames was missing.
+        harder: whether the sample has more missing frames than this condition, so that the
             prediction may be less reliable than these numbers.
-        split, samples: name of the tested split, and its number of samples.
+        split, samples: name of the test split, and its number of samples.
         measured: weighted_f1, accuracy, ece (calibration error) and others, as fractions of 1.
     """
 
@@ -74,15 +73,15 @@ class Prediction:
     """The prediction for a sample.
 
     Attributes:
-        label: the most probable class; for yes/no questions a mapping from question to answer; for
-            a score its category.
-        probabilities: by class, or by question and answer, 0 to 1; None for a score.
+        label: the most probable class; for yes/no questions, the label by question; for a score,
+            its category.
+        probabilities: probabilities by class, or by question and class, 0 to 1; None for a score.
         score: the predicted score; None for other targets.
-        used: fraction of each modality's frames that was present, 0 to 1.
+        used: fraction of present frames by modality, 0 to 1.
         reliability: test results; None if no similar condition was tested.
-        prediction_set: classes that cannot be ruled out (by question, for questions); None if the
-            model has no prediction sets.
-        interval: lowest and highest score that cannot be ruled out; None as above.
+        prediction_set: classes that cannot be ruled out, by question for questions; None if no
+            prediction sets are valid for the condition.
+        interval: lowest and highest score that cannot be ruled out; None likewise.
     """
 
     label: str | dict[str, str]
@@ -94,7 +93,7 @@ class Prediction:
     interval: tuple[float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the prediction as values that JSON can hold, without the fields that are None."""
+        """Return the prediction as JSON values, without optional fields that are None."""
         optional = ("probabilities", "score", "prediction_set", "interval")
         values = asdict(self)
         return {k: v for k, v in values.items() if v is not None or k not in optional}
@@ -109,11 +108,11 @@ Run = Callable[[Mapping[str, Arrays]], Array]
 
 
 def read_sample(sample: Any, card: Mapping[str, Any], where: str = "sample") -> ReadSample:
-    """Return frames (T, width) float32 and a mask of those present (T,), for each modality given.
+    """Return frames (T, width) float32 and a mask (T,) of present frames, by modality.
 
     Raises:
-        InputError: if a modality is unknown, has another width, no frames, too many frames or NaN,
-            or if no modality is given.
+        InputError: if a modality is unknown, has another width, no frames, too many frames or
+            infinite or NaN values, or if the sample has no modality.
     """
     modalities = card["modalities"]
     if not isinstance(sample, Mapping):
@@ -160,7 +159,7 @@ def _read_modality(values: Any, present: Any, width: int, where: str) -> tuple[A
         values = [blank if frame is None else frame for frame in values]
     try:
         frames = np.asarray(values)
-        if frames.dtype.kind == "O":  # numbers too large, or None among them
+        if frames.dtype.kind == "O":  # some numbers are too large, or None
             frames = frames.astype(np.float64)
         if frames.dtype.kind not in "fiub":
             raise TypeError
@@ -196,11 +195,9 @@ def _read_modality(values: Any, present: Any, width: int, where: str) -> tuple[A
 
 
 def frames_seen(sample: ReadSample, card: Mapping[str, Any]) -> dict[str, int]:
-    """Return the number of frames of each modality that the network reads, for a sample from
-    `read_sample`.
-
-    A modality without a present frame has the usual (median) number of frames of the training
-    samples, all invisible.
+    """Return the number of frames that the network reads of each modality, for a sample from
+    `read_sample`. A modality without a present frame has the usual (median) number of frames of the
+    training samples, all invisible.
     """
     out = {}
     for m, size in card["modalities"].items():
@@ -235,13 +232,17 @@ def collate(samples: Sequence[ReadSample], card: Mapping[str, Any]) -> dict[str,
 def tested_condition(
     card: Mapping[str, Any], used: Mapping[str, float]
 ) -> tuple[Mapping[str, Any] | None, bool]:
-    """Return the tested condition that is most similar to a sample, or None, and whether the sample
-    has more missing frames.
+    """Return the tested condition that is most similar to a sample, and whether the sample has more
+    missing frames. The condition is None if no similar condition was tested.
 
-    If a modality is missing, it is the condition with the others. If no more frames are missing
-    than usual in the training data, it is the complete condition, since its test has such missing
-    frames too. Otherwise it is the one with the nearest fraction of missing frames, the larger of
-    two. None if no such condition was tested.
+    If a modality is missing, the condition is that of the present modalities. If no more frames are
+    missing than usual in the training data, it is the complete condition, whose test samples have
+    such missing frames too. Otherwise it is the condition with the nearest ratio of missing frames;
+    of two, the larger.
+
+    Args:
+        card: card of the model.
+        used: fraction of present frames by modality, 0 to 1.
     """
     evaluated = (card.get("evaluated") or {}).get("conditions", ())
     conditions = [c for c in evaluated if c["rates_samples"]]
@@ -262,8 +263,8 @@ def tested_condition(
 
 
 def _lacks_no_more_than_usual(missing: Mapping[str, float], card: Mapping[str, Any]) -> bool:
-    """Return whether the present modalities, each and together, have no more missing frames than 19
-    of 20 training samples.
+    """Return whether the shares of missing frames of the present modalities, each and on average,
+    are at most the 95th percentile of the training split.
     """
     together = sum(missing.values()) / max(1, len(missing))
     each = all(
@@ -288,13 +289,13 @@ def predictions(
 
     Args:
         samples: samples as described at the top of this file.
-        card: of the model.
+        card: card of the model.
         run: the network, from arrays to logits.
-        batch_size: samples per batch; samples of similar length share one.
-        where: begins error messages; if there are several samples, the index follows.
+        batch_size: samples per batch; samples of similar length share a batch.
+        where: prefix of error messages, followed by the index if there are several samples.
 
     Raises:
-        InputError: as `read_sample`.
+        InputError: like `read_sample` and `described`.
     """
     read = [
         read_sample(s, card, where if len(samples) == 1 else f"{where} {n}")
@@ -319,10 +320,10 @@ def predicted(
 
 def _cut(order: Sequence[int], lengths: Sequence[int], most: int) -> Iterator[list[int]]:
     """Yield indices in batches of at most `most`, fewer if samples are long: the memory of
-    attention grows with the number of samples times the square of the longest.
+    attention grows with the number of samples times the square of the longest length.
     """
     rows: list[int] = []
-    for n in order:  # rising in length
+    for n in order:  # by increasing length
         if rows and (len(rows) == most or (len(rows) + 1) * lengths[n] ** 2 > SQUARES):
             yield rows
             rows = []
@@ -334,8 +335,8 @@ def _cut(order: Sequence[int], lengths: Sequence[int], most: int) -> Iterator[li
 def described(
     arrays: Mapping[str, Arrays], logits: Array, card: Mapping[str, Any]
 ) -> Iterator[Prediction]:
-    """Yield the predictions for logits, with the test results for each sample's condition. Raises
-    InputError if a logit is not finite.
+    """Yield the predictions for logits, with the test results under the condition of each sample.
+    Raises InputError if a logit is not finite.
     """
     if not np.isfinite(logits).all():
         raise InputError(
@@ -362,10 +363,10 @@ def _described(
         reliability = Reliability(
             condition["name"], harder, tested["split"], tested["samples"], measured
         )
-    # Prediction sets are valid only under the condition that they were calibrated for.
+    # Prediction sets are valid only under the condition for which they were calibrated.
     level = None if condition is None or harder else tested.get("level")
     threshold = None if condition is None else condition["threshold"]
-    if logits.shape == (1,):  # a score: classes have two logits or more
+    if logits.shape == (1,):  # a score, since classes have at least two logits
         score = float(logits[0])
         index = int(np.digitize(score, target["cuts"], right=not target["upward"]))
         interval = (
@@ -410,9 +411,7 @@ def softmax(logits: Array) -> Array:
 
 
 class ExportedStudent:
-    """A model that `corrkd export` wrote to a folder. Raises InputError if it is missing or
-    damaged.
-    """
+    """A model exported by `corrkd export`. Raises InputError if it does not exist or is damaged."""
 
     def __init__(self, folder: str | Path, *, threads: int = 0) -> None:
         import onnxruntime
@@ -430,7 +429,7 @@ class ExportedStudent:
             self._session = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
             )
-            # Read all that predictions need, so that a damaged card is reported here.
+            # Read everything that predictions need, so that a damaged card is reported here.
             tested_condition(self.card, dict.fromkeys(self.card["modalities"], 1.0))
             [int(size["width"]) for size in self.card["modalities"].values()]
             self.card["target"]["questions"], self.card["target"]["classes"]
@@ -442,7 +441,7 @@ class ExportedStudent:
             ) from None
 
     def run(self, arrays: Mapping[str, Arrays]) -> Array:
-        """Return the logits of N samples."""
+        """Return the logits for N samples, (N, K) or (N, Q, 2), or scores (N, 1)."""
         feed: dict[str, Array] = {}
         for index, m in enumerate(self.card["modalities"]):
             feed[f"frames_{index}"], feed[f"exists_{index}"] = arrays[m].frames, arrays[m].exists
@@ -451,8 +450,8 @@ class ExportedStudent:
         return logits
 
     def predict(self, samples: Any, *, batch_size: int = 256) -> Any:
-        """Return a `Prediction` for a sample, or a list of them for a list of samples. Raises
-        InputError for an invalid sample.
+        """Return a `Prediction` for a sample, or a list for a list of samples. Raises InputError if
+        a sample is invalid.
         """
         if isinstance(samples, Mapping):
             return predictions([samples], self.card, self.run)[0]
@@ -460,7 +459,7 @@ class ExportedStudent:
 
 
 def load_samples(path: Path) -> Any:
-    """Return the sample in a .json or .npz file, or the list of samples in a .json file. Raises
+    """Return the sample in a .json or .npz file, or a list of samples in a .json file. Raises
     InputError if the file cannot be read.
     """
     try:
@@ -468,14 +467,14 @@ def load_samples(path: Path) -> Any:
             with np.load(path, allow_pickle=False) as arrays:
                 return {key: arrays[key] for key in arrays.files}
         return json.loads(path.read_text("utf-8"))
-    except Exception as error:  # whatever json, zipfile and NumPy raise on an untrusted file
+    except Exception as error:  # from json, zipfile or NumPy, on an untrusted file
         raise InputError(
             f"{path}: cannot be read: {str(error)[:120] or type(error).__name__}"
         ) from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print one line of JSON per sample, with its prediction. Returns the exit code."""
+    """Print the prediction for each sample as a line of JSON, and return the exit code."""
     parser = argparse.ArgumentParser(description="Predict with the model in this folder.")
     parser.add_argument(
         "files",

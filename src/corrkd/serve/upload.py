@@ -1,4 +1,4 @@
-"""Reading a recording and its transcript from the body of a request, an untrusted file."""
+"""Reading a recording and its transcript from the body of a request, which is untrusted."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ CHUNK = 1 << 20
 
 
 class Upload(NamedTuple):
-    """The recording and transcript that a client sent.
+    """The recording and transcript from a client.
 
     Attributes:
-        recording: file with the recording; None: there is only text.
-        text: the transcript; "": there is none, or it is in a .vtt file beside the recording.
+        recording: file with the recording; None if there is only text.
+        text: the transcript; "" without one, or if it is in a .vtt file next to the recording.
     """
 
     recording: Path | None
@@ -41,7 +41,7 @@ def is_taken(content_type: str) -> bool:
 
 
 def read_upload(body: Path, content_type: str) -> Upload:
-    """Return the contents of a body. The recording is written beside it.
+    """Return the contents of a body, with the recording in a file in the same folder.
 
     Args:
         body: file with the body of a request.
@@ -68,7 +68,7 @@ def read_upload(body: Path, content_type: str) -> Upload:
 
 
 def _with_subtitles(upload: Upload) -> Upload:
-    """Move subtitles to a file beside the recording, where extractors look for them."""
+    """Move subtitles to a file next to the recording, where extractors look for them."""
     words = subtitle_words(upload.text) if "-->" in upload.text else []
     if not words:
         return upload
@@ -135,7 +135,7 @@ def _decoded(data: bytes | None) -> str:
 
 
 def _ending(ending: str) -> str:
-    """Return a suffix that is kept because FFmpeg uses it; "" for any other."""
+    """Return the suffix in lower case if FFmpeg uses it, else ""."""
     return ending.lower() if ending.lower() in VIDEO_ENDINGS + AUDIO_ENDINGS else ""
 
 

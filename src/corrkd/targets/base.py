@@ -1,6 +1,4 @@
-"""The base class of targets, which alone defines the meaning of a network's outputs, of labels and
-of predictions.
-"""
+"""The base class of targets, which define what network outputs, labels and predictions mean."""
 
 from __future__ import annotations
 
@@ -42,12 +40,12 @@ class LabelledSplit(Protocol):
 class Target(ABC):
     """A target of prediction, with thresholds from the training split.
 
-    A subclass is one kind of target. It is registered under `kind` (other packages: entry points in
-    the group `corrkd.targets`). The fields that it adds are on the model card, validated by their
-    annotations.
+    A subclass is one kind of target, registered under `kind` (in other packages, through an entry
+    point in the group `corrkd.targets`). Fields that it adds are stored on the model card and
+    validated against their annotations.
 
-    Below, a *response* is the output of a network in the target's terms, and *targets* are the true
-    values:
+    Below, a *response* is the output of a network in the terms of the target, and *targets* are the
+    true values:
 
     | kind | logits | response | targets |
     |---|---|---|---|
@@ -57,18 +55,17 @@ class Target(ABC):
 
     Attributes:
         kind: name of the kind: on model cards, and in the registry.
-        has_classes: whether the response is probabilities: softmax of the logits over the last
-            axis. Otherwise it has no confidence to calibrate.
+        has_classes: whether the response consists of probabilities, the softmax of the logits over
+            the last axis. Otherwise it has no confidence to calibrate.
         tabled_metrics: metrics of `measure` that reports show for every missing subset, and that
-            `corrkd evaluate` and model cards show besides those of
-            `corrkd.targets.measures.METRICS`.
+            `corrkd evaluate` and model cards show in addition to `corrkd.targets.measures.METRICS`.
         summary_metrics: metrics that reports show side by side, as in published tables.
         name: as in the settings ("binary-nonzero", "tertiles", "classes", "questions", "score",
             ...).
         classes: K names; for questions ("no", "yes"); for scores the names of the categories.
         questions: Q names, else ().
-        cuts: thresholds between classes, if the rule has any; for scores: of the categories used by
-            F1 and the prototypes.
+        cuts: thresholds between classes, or (); for scores, between the categories used by F1 and
+            the prototypes.
         upward: whether a score equal to a threshold belongs to the class above it.
     """
 
@@ -104,7 +101,7 @@ class Target(ABC):
 
         Args:
             train: labels of the training split.
-            where: begins error messages.
+            where: prefix of error messages.
             class_names: names of the classes in the dataset, or ().
             question_names: names of the questions in the dataset, or ().
 
@@ -114,15 +111,15 @@ class Target(ABC):
 
     @abstractmethod
     def of(self, split: LabelledSplit, where: str) -> tuple[Array, npt.NDArray[np.bool_]]:
-        """Return the targets of a split, and which samples count.
+        """Return the targets of a split and which samples count.
 
         Args:
             split: N samples.
-            where: begins error messages.
+            where: prefix of error messages.
 
         Returns:
-            The targets of all N samples (arbitrary for samples that do not count), and (N,)
-            booleans.
+            The targets of all N samples, arbitrary for samples that do not count, and an (N,) mask
+            of the samples that count.
 
         Raises:
             CorrKDError: if the split lacks what the target requires, or a label is outside the
@@ -130,8 +127,8 @@ class Target(ABC):
         """
 
     def check_training(self, targets: Array, where: str) -> None:  # noqa: B027  (a subclass may leave it out)
-        """Raise CorrKDError if nothing can be learned from these targets of the training split.
-        `where` begins the message.
+        """Raise CorrKDError if nothing can be learned from the targets of the training split.
+        `where` is the prefix of the message.
         """
 
     @abstractmethod
@@ -157,47 +154,47 @@ class Target(ABC):
 
     @abstractmethod
     def respond(self, logits: Tensor) -> Tensor:
-        """Return the response R to logits (..., *response_shape), at least float32."""
+        """Return the response to logits (..., *response_shape), at least in float32."""
 
     @abstractmethod
     def mean_response(self, logits: Sequence[Tensor], counted: Tensor) -> Tensor:
-        """Return the mean of several responses as logits, (N, *response_shape).
+        """Return the mean of M responses, as logits (N, *response_shape).
 
         Args:
             logits: M logits, each (N, *response_shape).
-            counted: (N, M) booleans: which responses count; if none does for a sample, all do.
+            counted: (N, M) mask of the responses that count; if none counts for a sample, all do.
         """
 
     @abstractmethod
     def ensemble(self, logits: Tensor) -> Tensor:
-        """Return the mean response of F networks as logits: (F, N, *response_shape) -> (N,
-        *response_shape).
-        """
-
-    @abstractmethod
-    def fit_pool(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the weights of F networks in their combined response, (F,), fitted to the targets.
-
-        Args:
-            logits: (F, N, *response_shape), for samples that the networks were not trained on.
-            targets: of the N samples.
-        """
-
-    @abstractmethod
-    def pool(self, logits: Tensor, weights: Tensor) -> Tensor:
-        """Return the combined response of F networks as logits: (F, N, *response_shape), (F,) ->
+        """Return the mean response to logits (F, N, *response_shape) of F networks, as logits
         (N, *response_shape).
         """
 
     @abstractmethod
+    def fit_pool(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the weights (F,) of F networks in their combined response, fitted to the targets.
+
+        Args:
+            logits: (F, N, *response_shape), of samples that the networks were not trained on.
+            targets: targets of the N samples.
+        """
+
+    @abstractmethod
+    def pool(self, logits: Tensor, weights: Tensor) -> Tensor:
+        """Return the combined response to logits (F, N, *response_shape) of F networks with weights
+        (F,), as logits (N, *response_shape).
+        """
+
+    @abstractmethod
     def fit_temperature(self, logits: Tensor, targets: Tensor) -> float:
-        """Return the temperature that maximises the likelihood of the targets; 1 if the response
-        has none.
+        """Return the temperature that maximises the likelihood of the targets, or 1 if the response
+        has no temperature.
         """
 
     @abstractmethod
     def temper(self, logits: Tensor, temperature: float) -> Tensor:
-        """Return the logits divided by a temperature, if the response has one."""
+        """Return the logits divided by the temperature, or unchanged if the response has none."""
 
     # ----------------------------------------------------------------------------------------------
     # in training
@@ -206,22 +203,22 @@ class Target(ABC):
     def task_loss(
         self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None
     ) -> Tensor:
-        """Return the loss of logits (N, *response_shape) against targets, a scalar;
-        `class_weights`: from `balanced_class_weights`.
+        """Return the loss of logits (N, *response_shape) against targets, a scalar. `class_weights`
+        come from `balanced_class_weights`.
         """
 
     @abstractmethod
     def masked_task_loss(
         self, logits: Tensor, targets: Tensor, mask: Tensor, class_weights: Tensor | None = None
     ) -> Tensor:
-        """Return `task_loss` over the rows of a mask, (N,) booleans; 0 if it has none. Nothing is
-        copied from the device.
+        """Return `task_loss` over the samples in an (N,) mask, or 0 if it is empty, without copying
+        anything from the device.
         """
 
     @abstractmethod
     def balanced_class_weights(self, targets: Tensor) -> Tensor | None:
-        """Return weights inverse to the class frequencies, with mean 1 over the samples, (K,); None
-        without classes.
+        """Return class weights (K,), inverse to the class frequencies and with mean 1 over the
+        samples; None without classes.
         """
 
     @abstractmethod
@@ -232,22 +229,20 @@ class Target(ABC):
 
         Args:
             student: logits (N, *response_shape).
-            teacher: the teacher's logits, likewise; without gradient.
-            temperature: T, by which the logits of both are divided.
+            teacher: logits of the same shape; they receive no gradient.
+            temperature: divisor of both logits.
         """
 
     @abstractmethod
     def category_tensor(self, targets: Tensor) -> Tensor:
-        """Return the class of each target, as in `categories`."""
+        """Return the class of each target as a tensor; see `categories`."""
 
     # ----------------------------------------------------------------------------------------------
     # in evaluation
 
     @abstractmethod
     def categories(self, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Return the class of each target or prediction: the value itself, or by the thresholds of
-        a score.
-        """
+        """Return the class of each target or prediction; for a score, its category."""
 
     @abstractmethod
     def predictions(self, response: Array) -> Array:
@@ -255,23 +250,23 @@ class Target(ABC):
 
     @abstractmethod
     def majority(self, targets: Array) -> Array:
-        """Return the constant prediction that is right most often for N >= 1 targets, in their
-        shape without the first axis.
+        """Return the best constant prediction for N >= 1 targets, in the shape of one target: the
+        most frequent class, or the median score.
         """
 
     @abstractmethod
     def measure(self, targets: Array, response: Array) -> dict[str, float]:
-        """Return all metrics of a response by name, as fractions from 0 to 1; nan if undefined.
-        `weighted_f1` is among them.
+        """Return all metrics of a response by name, including `weighted_f1`. Shares are fractions
+        from 0 to 1; an undefined metric is nan.
         """
 
     @abstractmethod
     def measure_predictions(self, targets: Array, predictions: Array) -> dict[str, float]:
-        """Return the metrics of `measure` that do not need probabilities; floors have these too."""
+        """Return the metrics of `measure` that need no probabilities; floors have these too."""
 
     @abstractmethod
     def main_score(self, targets: Array, response: Array) -> float:
-        """Return only the weighted F1, by which epochs are selected."""
+        """Return the weighted F1, by which epochs are selected."""
 
     @abstractmethod
     def calibration_error(self, targets: Array, response: Array) -> float | None:
@@ -279,7 +274,7 @@ class Target(ABC):
 
     @abstractmethod
     def calibrate(self, response: Array, temperature: float) -> npt.NDArray[np.float64]:
-        """Return a response with a temperature applied, if it has one."""
+        """Return a response with the temperature applied, or unchanged if it has none."""
 
     @abstractmethod
     def nonconformity(self, targets: Array, response: Array) -> npt.NDArray[np.float64]:
@@ -289,12 +284,12 @@ class Target(ABC):
 
     @abstractmethod
     def set_sizes(self, response: Array, threshold: float) -> npt.NDArray[np.float64]:
-        """Return the size of the prediction set of each target: the values with a nonconformity of
-        at most the threshold.
+        """Return the size of the prediction set for each target: the set of values with a
+        nonconformity score of at most the threshold.
         """
 
     # ----------------------------------------------------------------------------------------------
-    # in what is shown
+    # in reports
 
     @property
     @abstractmethod
@@ -308,7 +303,7 @@ class Target(ABC):
 
     @abstractmethod
     def text(self, value: Any) -> str:
-        """Return one sample's target as text."""
+        """Return the target of one sample as text."""
 
     @abstractmethod
     def histogram(self, targets: Array) -> dict[str, int]:
@@ -322,10 +317,10 @@ class Target(ABC):
         Args:
             ids: (n,) ids of the samples.
             targets: targets of the samples.
-            response: response to the samples.
+            response: (n, *response_shape) response to the samples.
 
         Returns:
-            A row for each sample, or for each sample and question. A constant column may be a
+            Columns with one row per sample, or per sample and question. A constant column may be a
             scalar.
         """
 
@@ -333,7 +328,7 @@ class Target(ABC):
     # on cards
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for a model card."""
+        """Return the target as JSON values for a model card."""
         values = {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(self).items()
@@ -342,8 +337,8 @@ class Target(ABC):
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the target of this kind in the values of `to_json`;
-        `corrkd.targets.registry.target_from_json` accepts any kind.
+        """Return the target of this kind from the values of `to_json`. For any kind, use
+        `corrkd.targets.registry.target_from_json`.
 
         Raises:
             ValidationError: if a key is unknown or missing, or a value has the wrong type or is out
@@ -362,15 +357,13 @@ class Target(ABC):
         """Raise CorrKDError if the fields do not fit each other."""
 
     def refuse_unless(self, fits: bool) -> None:
-        """Raise CorrKDError if the classes, questions or cuts of a card are not those of this
-        kind.
-        """
+        """Raise CorrKDError unless `fits`: the fields on a card fit this kind of target."""
         if not fits:
             raise CorrKDError(f"its classes, questions or cuts are not those of kind {self.kind!r}")
 
 
 def labels_of(split: LabelledSplit, where: str, name: str) -> npt.NDArray[np.int64]:
-    """Return a split's labels. Raises CorrKDError if it has none; `name` is that of the target."""
+    """Return the labels of a split. Raises CorrKDError, which names the target, if it has none."""
     if split.labels is None:
         raise CorrKDError(
             f"{where}: target `{name}` needs labels, but the data has only scores; use a target "
@@ -380,7 +373,7 @@ def labels_of(split: LabelledSplit, where: str, name: str) -> npt.NDArray[np.int
 
 
 def scores_of(split: LabelledSplit, where: str, name: str) -> npt.NDArray[np.float64]:
-    """Return a split's scores. Raises CorrKDError if it has none; `name` is that of the target."""
+    """Return the scores of a split. Raises CorrKDError, which names the target, if it has none."""
     if split.scores is None:
         raise CorrKDError(
             f"{where}: target `{name}` needs scores, but the data has only labels; use `classes` "
@@ -392,8 +385,8 @@ def scores_of(split: LabelledSplit, where: str, name: str) -> npt.NDArray[np.flo
 def checked_labels(
     split: LabelledSplit, where: str, target: Target, columns: tuple[int, ...]
 ) -> Array:
-    """Return a split's labels, (N, *columns) int64. Raises CorrKDError if they have another shape
-    or are outside the classes.
+    """Return the labels of a split, (N, *columns) int64. Raises CorrKDError if they are missing,
+    have another shape or are outside the classes.
     """
     labels = labels_of(split, where, target.name)
     expected = (len(split), *columns)
@@ -412,7 +405,5 @@ def checked_labels(
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """Return logits in float32, or in float64 if they are; half precision is not enough for a
-    loss.
-    """
+    """Return float64 logits unchanged, others in float32: a loss needs more than half precision."""
     return logits if logits.dtype == torch.float64 else logits.float()

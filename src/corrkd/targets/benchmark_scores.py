@@ -26,7 +26,7 @@ class BenchmarkScoreTarget(ScoreTarget):
     """A score with both signs, on a scale from -bound to bound.
 
     Attributes:
-        bound: end of the annotators' scale; an attribute of the class.
+        bound: upper end of the annotation scale (class attribute).
     """
 
     bound: ClassVar[float]
@@ -56,7 +56,7 @@ class BenchmarkScoreTarget(ScoreTarget):
         return cls.signed()
 
     def check(self) -> None:
-        """Raise CorrKDError if the categories are not those of the signs."""
+        """Raise CorrKDError if any field differs from `signed()`."""
         self.refuse_unless(self.to_json() == type(self).signed().to_json())
 
 
@@ -79,7 +79,7 @@ class MosiScoreTarget(BenchmarkScoreTarget):
     )
 
     def measure_predictions(self, targets: Array, predictions: Array) -> dict[str, float]:
-        """Return the metrics of any score, and both binary rules, acc3, acc5 and acc7 of the
+        """Return the metrics of any score, of both binary rules, and acc3, acc5 and acc7 of the
         rounded scores.
 
         Args:
@@ -87,8 +87,8 @@ class MosiScoreTarget(BenchmarkScoreTarget):
             predictions: (N,) scores.
 
         Returns:
-            Fractions from 0 to 1, except mae and corr. The non-zero rule is nan if all targets are
-            0.
+            Fractions from 0 to 1, except mae and corr. Metrics of the non-zero rule are nan if all
+            targets are 0.
         """
         nonzero = targets != 0
         return {
@@ -111,11 +111,11 @@ class SimsScoreTarget(BenchmarkScoreTarget):
 
     @classmethod
     def signed(cls) -> Self:
-        """Return the target with the categories zero and below, and above zero."""
+        """Return the target with two categories: zero or below, and above zero."""
         return cls(name=cls.kind, classes=("negative", "positive"), cuts=(0.0,), upward=False)
 
     def measure_predictions(self, targets: Array, predictions: Array) -> dict[str, float]:
-        """Return the metrics of any score, and acc2, acc3 and acc5 with CH-SIMS's thresholds.
+        """Return the metrics of any score, and acc2, acc3 and acc5 by the thresholds of CH-SIMS.
         Targets and predictions are clipped to the scale.
 
         Args:

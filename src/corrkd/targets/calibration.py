@@ -1,7 +1,7 @@
-"""Calibrating probabilities over classes by a temperature, and prediction sets.
+"""Temperature scaling of class probabilities, and prediction sets.
 
-*Temperature*: a number by which logits are divided (Guo et al., On Calibration of Modern Neural
-Networks, ICML 2017). It changes no prediction.
+The *temperature* is a number by which logits are divided (Guo et al., On Calibration of Modern
+Neural Networks, ICML 2017).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     T). It changes no prediction.
 
     Args:
-        logits: (N, K), or (N, Q, 2) for yes/no questions, which share T; for samples that the
+        logits: (N, K), or (N, Q, 2) for yes/no questions, which share T; of samples that the
             network was not trained on.
         targets: (N,) classes or (N, Q) answers.
 
@@ -43,7 +43,7 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 
 
 def tempered(response: npt.NDArray[Any], temperature: float) -> npt.NDArray[np.float64]:
-    """Return probabilities (..., K) after their logits are divided by a temperature."""
+    """Return probabilities (..., K) with their logits divided by a temperature."""
     scores = log_probabilities(response) / temperature
     raised = np.exp(scores - scores.max(-1, keepdims=True))
     probabilities: npt.NDArray[np.float64] = raised / raised.sum(-1, keepdims=True)
@@ -51,13 +51,13 @@ def tempered(response: npt.NDArray[Any], temperature: float) -> npt.NDArray[np.f
 
 
 def log_probabilities(response: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Return logits that have these probabilities, (..., K)."""
+    """Return the logarithm of probabilities (..., K), which are clipped to at least 1e-30."""
     return np.log(np.maximum(response.astype(np.float64), SMALLEST))
 
 
 def in_set(response: npt.NDArray[Any], threshold: float) -> npt.NDArray[np.bool_]:
-    """Return which classes are in the prediction set, (..., K), from calibrated probabilities. The
-    set may be empty.
+    """Return a mask of the classes in the prediction set, which may be empty, from calibrated
+    probabilities (..., K).
     """
     held: npt.NDArray[np.bool_] = 1.0 - response <= threshold
     return held

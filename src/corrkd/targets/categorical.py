@@ -1,6 +1,4 @@
-"""The common part of classes and yes/no questions: probabilities over exclusive classes, by
-softmax.
-"""
+"""Common base of classes and yes/no questions: softmax probabilities over exclusive classes."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ from corrkd.targets.pooling import fit_log_pool, log_pool
 
 @dataclass(frozen=True, kw_only=True)
 class CategoricalTarget(Target):
-    """A target with logits (..., K) of exclusive classes on the last axis; their cross-entropy is
-    the task loss.
-    """
+    """A target with logits (..., K) of exclusive classes and the cross-entropy as task loss."""
 
     has_classes: ClassVar[bool] = True
 
@@ -83,13 +79,13 @@ class CategoricalTarget(Target):
         return fit_temperature(logits, targets)
 
     def temper(self, logits: Tensor, temperature: float) -> Tensor:
-        """Return the logits divided by a temperature."""
+        """Return the logits divided by the temperature."""
         return logits / temperature
 
     def task_loss(
         self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None
     ) -> Tensor:
-        """Return the cross-entropy [paper], mean over samples and questions."""
+        """Return the cross-entropy [paper], averaged over samples and questions."""
         return cross_entropy(
             at_least_float32(logits).flatten(0, -2), targets.flatten(), weight=class_weights
         )
@@ -97,7 +93,7 @@ class CategoricalTarget(Target):
     def masked_task_loss(
         self, logits: Tensor, targets: Tensor, mask: Tensor, class_weights: Tensor | None = None
     ) -> Tensor:
-        """Return the cross-entropy over the rows of the mask."""
+        """Return the cross-entropy over the samples in the mask."""
         rows = mask.view(-1, *[1] * (targets.dim() - 1)).expand_as(targets).flatten()
         flat, labels = at_least_float32(logits).flatten(0, -2), targets.flatten()
         each = cross_entropy(flat, labels, weight=class_weights, reduction="none")
@@ -105,16 +101,15 @@ class CategoricalTarget(Target):
         return (each * rows).sum() / torch.where(rows.any(), weight.sum(), 1.0)
 
     def balanced_class_weights(self, targets: Tensor) -> Tensor:
-        """Return weights inverse to the class frequencies, with mean 1 over the samples, (K,)."""
+        """Return weights (K,), inverse to the class frequencies, with mean 1 over the samples."""
         counts = torch.bincount(targets.flatten(), minlength=len(self.classes)).float()
         return counts.sum() / (len(counts) * counts.clamp(min=1.0))
 
     def response_divergence(
         self, student: Tensor, teacher: Tensor, temperature: float = 1.0
     ) -> Tensor:
-        """Return T² KL(teacher || student) of softmax(logits / T), mean over samples and questions.
-
-        The factor T² keeps the size of the gradient (Hinton et al., 2015, section 2).
+        """Return T² KL(teacher || student) of softmax(logits / T), the mean over samples and
+        questions. The factor T² keeps the gradient's magnitude (Hinton et al., 2015, section 2).
         """
         precise = torch.promote_types(student.dtype, torch.float32)
         logits = student.to(precise), teacher.detach().to(precise)
@@ -124,11 +119,11 @@ class CategoricalTarget(Target):
         )
 
     def category_tensor(self, targets: Tensor) -> Tensor:
-        """Return the targets: they are classes."""
+        """Return the targets, which are classes already."""
         return targets
 
     def categories(self, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Return the values: they are classes."""
+        """Return the values, which are classes already."""
         return np.asarray(values).astype(np.int64)
 
     def predictions(self, response: Array) -> Array:
@@ -136,7 +131,7 @@ class CategoricalTarget(Target):
         return np.asarray(response.argmax(-1))
 
     def majority(self, targets: Array) -> Array:
-        """Return the most frequent class, for each question."""
+        """Return the most frequent class, separately for each question."""
         columns = targets.reshape(len(targets), -1)
         most = [np.bincount(column, minlength=len(self.classes)).argmax() for column in columns.T]
         return np.asarray(most).reshape(targets.shape[1:])
@@ -146,7 +141,7 @@ class CategoricalTarget(Target):
         """Return the expected calibration error of a response."""
 
     def calibrate(self, response: Array, temperature: float) -> npt.NDArray[np.float64]:
-        """Return the probabilities after their logits are divided by a temperature."""
+        """Return the probabilities with their logits divided by the temperature."""
         return tempered(response, temperature)
 
     def nonconformity(self, targets: Array, response: Array) -> npt.NDArray[np.float64]:
@@ -157,11 +152,11 @@ class CategoricalTarget(Target):
         return scores
 
     def set_sizes(self, response: Array, threshold: float) -> npt.NDArray[np.float64]:
-        """Return the number of classes in each set."""
+        """Return the number of classes in each prediction set."""
         return in_set(response, threshold).sum(-1).astype(np.float64)
 
     def prediction_columns(self, ids: Array, targets: Array, response: Array) -> dict[str, Any]:
-        """Return the columns, with one probability for each class."""
+        """Return the columns, with one column of probabilities for each class."""
         questions = self.questions or ("",)
         probabilities = response.reshape(len(response) * len(questions), len(self.classes))
         return {
@@ -174,12 +169,12 @@ class CategoricalTarget(Target):
 
 
 def mean_weights(stacked: Tensor, counted: Tensor) -> Tensor:
-    """Return the weights of M responses, (N, M, 1, ...), which sum to 1 over those counted, or over
-    all if none is.
+    """Return equal weights, (N, M, 1, ...), of the responses that count, or of all if none counts.
+    They sum to 1 over the M responses.
 
     Args:
         stacked: (N, M, ...) logits.
-        counted: (N, M) booleans.
+        counted: (N, M) mask of the responses that count.
     """
     weight = (counted | ~counted.any(1, keepdim=True)).to(stacked.dtype)
     weight = weight / weight.sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Exclusive classes: the data's labels, or classes of a score by thresholds or rounding
+"""Exclusive classes: the labels of the data, or scores that are cut by thresholds or rounded
 (docs/metrics.md).
 """
 
@@ -17,8 +17,7 @@ from corrkd.targets.categorical import CategoricalTarget
 from corrkd.targets.measures import calibration_error, class_metrics, weighted_f1
 from corrkd.targets.thresholds import digitize, tertiles
 
-# name -> (thresholds, whether a score equal to a threshold belongs to the class above, names of the
-# classes)
+# name -> (thresholds, whether a score equal to a threshold is in the class above, class names)
 THRESHOLDS: dict[str, tuple[tuple[float, ...], bool, tuple[str, ...]]] = {
     "binary-has-zero": ((0.0,), True, ("negative", "non-negative")),
     "binary-nonzero": ((0.0,), False, ("negative", "positive")),
@@ -30,7 +29,7 @@ THRESHOLDS: dict[str, tuple[tuple[float, ...], bool, tuple[str, ...]]] = {
         ("negative", "weakly negative", "neutral", "weakly positive", "positive"),
     ),
 }
-# name -> (bound of the clipped and rounded score, names)
+# name -> (bound at which scores are clipped before rounding, class names)
 ROUNDED: dict[str, tuple[int, tuple[str, ...]]] = {
     "ternary": (1, ("negative", "neutral", "positive")),
     "five": (2, ("-2", "-1", "0", "+1", "+2")),
@@ -47,7 +46,7 @@ class ClassesTarget(CategoricalTarget):
 
     @classmethod
     def with_classes(cls, count: int) -> Self:
-        """Return the target of `count` classes named 0, 1, ..., which are the data's labels."""
+        """Return the target of labels 0 to `count` - 1, which are also the names of the classes."""
         return cls(name=cls.kind, classes=tuple(map(str, range(count))))
 
     @classmethod
@@ -59,7 +58,7 @@ class ClassesTarget(CategoricalTarget):
         class_names: Sequence[str] = (),
         question_names: Sequence[str] = (),
     ) -> Self:
-        """Return the target of the data's labels."""
+        """Return the target of the labels in the data."""
         labels = labels_of(train, where, cls.kind)
         if labels.ndim != 1:
             raise CorrKDError(
@@ -72,8 +71,8 @@ class ClassesTarget(CategoricalTarget):
         )
 
     def of(self, split: LabelledSplit, where: str) -> tuple[Array, npt.NDArray[np.bool_]]:
-        """Return the classes of a split, (N,), and which samples count: all, except those with
-        score 0 for "binary-nonzero".
+        """Return the classes of a split, (N,), and which samples count: all, except scores of 0 for
+        "binary-nonzero".
         """
         if not self.is_of_score:
             return checked_labels(split, where, self, ()), np.ones(len(split), bool)
@@ -83,7 +82,7 @@ class ClassesTarget(CategoricalTarget):
 
     @property
     def is_of_score(self) -> bool:
-        """Whether the classes are derived from a score instead of the data's labels."""
+        """Whether the classes are derived from a score instead of being the labels of the data."""
         return bool(self.cuts) or self.name in ROUNDED
 
     def classes_of_scores(self, scores: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -96,12 +95,12 @@ class ClassesTarget(CategoricalTarget):
 
     @property
     def num_logits(self) -> int:
-        """K."""
+        """Number of classes, K."""
         return len(self.classes)
 
     @property
     def response_shape(self) -> tuple[int, ...]:
-        """(K,)."""
+        """Shape (K,)."""
         return (len(self.classes),)
 
     def measure(self, targets: Array, response: Array) -> dict[str, float]:
@@ -123,12 +122,12 @@ class ClassesTarget(CategoricalTarget):
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """The classes."""
+        """Names of the classes."""
         return self.classes
 
     @property
     def description(self) -> str:
-        """One of the classes."""
+        """The text "one of the classes ...", with their names."""
         return f"one of the classes {', '.join(self.classes)}"
 
     def text(self, value: Any) -> str:
@@ -145,20 +144,22 @@ class ClassesTarget(CategoricalTarget):
 
 
 def tertile_classes(train: LabelledSplit, *, where: str) -> ClassesTarget:
-    """Return the target with the tertiles of the training scores as classes."""
+    """Return the target with the tertiles of the training scores as classes. Raises CorrKDError if
+    the split has no scores.
+    """
     cuts = tertiles(scores_of(train, where, "tertiles"))
     return ClassesTarget(name="tertiles", classes=("low", "middle", "high"), cuts=cuts)
 
 
 def threshold_classes(name: str, train: LabelledSplit, *, where: str) -> ClassesTarget:
-    """Return the target with the usual thresholds of that name in `THRESHOLDS`."""
+    """Return the target with the thresholds `THRESHOLDS[name]`. Raises like `tertile_classes`."""
     scores_of(train, where, name)
     cuts, upward, classes = THRESHOLDS[name]
     return ClassesTarget(name=name, classes=classes, cuts=cuts, upward=upward)
 
 
 def rounded_classes(name: str, train: LabelledSplit, *, where: str) -> ClassesTarget:
-    """Return the target with the rounded scores of that name in `ROUNDED`."""
+    """Return the target with scores rounded by `ROUNDED[name]`. Raises like `tertile_classes`."""
     scores_of(train, where, name)
     return ClassesTarget(name=name, classes=ROUNDED[name][1])
 

@@ -11,7 +11,7 @@ from corrkd.errors import CorrKDError
 from corrkd.escape import is_unicode
 from corrkd.parsing import quoted, repeated
 
-MOST_CLASSES = 1000  # a label beyond it is a mistake, not a class
+MOST_CLASSES = 1000  # a larger label is a mistake, not a class
 LONGEST_LABEL = 200  # characters
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_LABEL)]
 Names = Annotated[tuple[Name, ...], Field(max_length=MOST_CLASSES)]
@@ -19,8 +19,8 @@ Cuts = Annotated[tuple[float, ...], Field(max_length=MOST_CLASSES)]
 
 
 def check_labels(names: Sequence[str], what: str) -> None:
-    """Raise CorrKDError if names of classes, questions or modalities do not fit on a model card:
-    repeated, too long or too many.
+    """Raise CorrKDError if names of classes, questions or modalities are not valid on a model card:
+    repeated, empty, too long, not UTF-8 or too many. `what` is the prefix of the message.
     """
     for name in names:
         if not 1 <= len(name) <= LONGEST_LABEL or not is_unicode(name):

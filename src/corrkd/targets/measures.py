@@ -1,7 +1,7 @@
 """Metrics by the conventions of the field (docs/metrics.md): fractions from 0 to 1 if possible, NaN
 if undefined.
 
-SciPy is imported where it is called: networks need targets, but not metrics.
+SciPy is imported only when it is called: networks need targets, but not metrics.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Metric:
         heading: heading of a column.
         scale: factor by which values are multiplied.
         digits: number of decimals.
-        sign: -1 if less is better, 0 if unspecified: then no value is marked as the best.
+        sign: 1 if more is better, -1 if less is better, 0 if neither: no value is marked as best.
     """
 
     title: str
@@ -80,15 +80,15 @@ METRICS = {
 
 
 def metric_of(name: str) -> Metric:
-    """Return how a metric is shown; a metric that is not in `METRICS`, from another package's
-    target, with its name and unscaled value.
+    """Return how a metric is shown. A metric that is not in `METRICS`, from a target of another
+    package, is shown unscaled under its name.
     """
     return METRICS.get(name, Metric(name, name, scale=1.0, digits=3, sign=0))
 
 
 def weighted_f1(truth: Array, prediction: Array) -> float:
-    """Return the F1 of the classes weighted by their support in `truth` (so the arguments are not
-    interchangeable).
+    """Return the F1 of classes (N,), weighted by their support in `truth`. The arguments are not
+    interchangeable.
     """
     labels, places = np.unique([truth, prediction], return_inverse=True)
     true, predicted = places.reshape(2, -1)
@@ -97,9 +97,7 @@ def weighted_f1(truth: Array, prediction: Array) -> float:
 
 
 def _f1(truth: Array, prediction: Array, classes: int) -> tuple[Array, Array]:
-    """Return the F1 of each class (0..classes-1) as in scikit-learn, zero for absent classes; and
-    the support of each.
-    """
+    """Return the F1 of each class, 0 for absent classes as in scikit-learn, and its support."""
     support = np.bincount(truth, minlength=classes)
     both = support + np.bincount(prediction, minlength=classes)
     hits = np.bincount(truth[truth == prediction], minlength=classes)
@@ -107,8 +105,8 @@ def _f1(truth: Array, prediction: Array, classes: int) -> tuple[Array, Array]:
 
 
 def accuracy(truth: Array, prediction: Array) -> float:
-    """Return the share of correct predictions, of N >= 1: the *weighted* accuracy (WA) of the
-    field, in which each class counts by its size.
+    """Return the share of correct predictions among N >= 1. In the field this is the *weighted*
+    accuracy (WA), in which each class counts by its size.
     """
     return float((np.asarray(truth) == np.asarray(prediction)).mean())
 
@@ -123,8 +121,8 @@ def unweighted_accuracy(truth: Array, prediction: Array) -> float:
 
 
 def calibration_error(truth: Array, probabilities: Array) -> float:
-    """Return the expected calibration error: |accuracy - confidence| averaged over 15 equal bins of
-    confidence (Guo et al., ICML 2017).
+    """Return the expected calibration error of probabilities (N, K): |accuracy - confidence| in 15
+    equal bins of confidence, averaged over the samples (Guo et al., ICML 2017).
     """
     confidence, prediction = torch.as_tensor(probabilities).max(-1)
     confidence, right = confidence.float(), prediction.eq(torch.as_tensor(truth)).float()
@@ -138,7 +136,7 @@ def calibration_error(truth: Array, probabilities: Array) -> float:
 
 
 def correlation(truth: Array, prediction: Array) -> float:
-    """Return Pearson's r; nan (undefined) if either side is constant, as predictions are when
+    """Return Pearson's r; nan if N < 2 or either side is constant, as predictions are when
     everything is missing.
     """
     from scipy.stats import pearsonr
@@ -164,5 +162,5 @@ def class_metrics(names: Sequence[str], truth: Array, prediction: Array) -> dict
 
 
 def positive_f1(truth: Array, prediction: Array) -> float:
-    """Return the F1 of the answer yes, for answers (N,) in {0, 1}."""
+    """Return the F1 of class 1, for labels (N,) in {0, 1}."""
     return float(_f1(truth, prediction, 2)[0][1])

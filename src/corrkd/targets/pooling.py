@@ -47,7 +47,7 @@ def fit_log_pool(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def log_pool(logits: Tensor, weights: Tensor) -> Tensor:
-    """Return the logits sum of w_f log p_f: (F, N, ..., K), (F,) -> (N, ..., K)."""
+    """Return the pooled logits, the sum of w_f log p_f: (F, N, ..., K), (F,) -> (N, ..., K)."""
     pooled = torch.einsum("f,f...->...", weights.to(logits.device), logits.double().log_softmax(-1))
     return pooled.to(logits.dtype)
 

@@ -1,4 +1,4 @@
-"""Yes/no questions: several answers per sample, each with separate probabilities."""
+"""Yes/no questions: several binary labels per sample, each with separate probabilities."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class QuestionsTarget(CategoricalTarget):
         class_names: Sequence[str] = (),
         question_names: Sequence[str] = (),
     ) -> Self:
-        """Return the target of the data's answers."""
+        """Return the target of the yes/no labels in the data."""
         labels = labels_of(train, where, cls.kind)
         if labels.ndim != 2 or labels.max() > 1:
             raise CorrKDError(
@@ -58,25 +58,25 @@ class QuestionsTarget(CategoricalTarget):
         return cls.with_questions(labels.shape[1])
 
     def of(self, split: LabelledSplit, where: str) -> tuple[Array, npt.NDArray[np.bool_]]:
-        """Return the answers of a split, (N, Q); all samples count."""
+        """Return the labels of a split, (N, Q); all samples count."""
         return checked_labels(split, where, self, (len(self.questions),)), np.ones(len(split), bool)
 
     @property
     def num_logits(self) -> int:
-        """2 Q."""
+        """Number of logits, two for each question: 2 Q."""
         return 2 * len(self.questions)
 
     @property
     def response_shape(self) -> tuple[int, ...]:
-        """(Q, 2)."""
+        """Shape (Q, 2)."""
         return (len(self.questions), 2)
 
     def shape_logits(self, logits: Tensor) -> Tensor:
-        """Return (..., 2 Q) as (..., Q, 2)."""
+        """Return outputs (..., 2 Q) as logits (..., Q, 2)."""
         return logits.unflatten(-1, (-1, 2))
 
     def measure(self, targets: Array, response: Array) -> dict[str, float]:
-        """Return the metrics of `measure_predictions`, and ece, averaged over the questions."""
+        """Return the metrics of `measure_predictions` and ece, averaged over the questions."""
         scores = self.measure_predictions(targets, self.predictions(response))
         return {**scores, "ece": self.calibration_error(targets, response)}
 
@@ -108,12 +108,12 @@ class QuestionsTarget(CategoricalTarget):
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """The questions."""
+        """Names of the questions."""
         return self.questions
 
     @property
     def description(self) -> str:
-        """An answer to each question."""
+        """The text "yes or no to each of ...", with the names of the questions."""
         return f"yes or no to each of {', '.join(self.questions)}"
 
     def text(self, value: Any) -> str:
@@ -131,5 +131,5 @@ class QuestionsTarget(CategoricalTarget):
         }
 
     def check(self) -> None:
-        """Raise CorrKDError if there is no question, or there are not two answers."""
+        """Raise CorrKDError if there are no questions or not exactly two classes."""
         self.refuse_unless(len(self.classes) == 2 and len(self.questions) >= 1)

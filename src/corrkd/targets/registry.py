@@ -1,7 +1,7 @@
 """Targets by name: the kinds on model cards, and the values of `data.target` in the settings.
 
-Other packages offer kinds through entry points in the group `corrkd.targets`; the settings use the
-name of such a kind.
+Other packages register kinds through entry points in the group `corrkd.targets`. In the settings,
+`data.target` is then the name of the kind.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ OF_SCORES: dict[str, Callable[..., Target]] = {
     **{name: partial(threshold_classes, name) for name in THRESHOLDS},
     **{name: partial(rounded_classes, name) for name in ROUNDED},
 }
-"""Classes of a score by name in the settings: functions of the training split, with the keyword
-`where`, which begins error messages.
+"""Classes of a score by name in the settings: functions of the training split and the keyword
+`where`, the prefix of error messages.
 """
 
 
@@ -63,24 +63,24 @@ class LabelledDataset(Protocol):
         """Names of the questions, or ()."""
 
     def split(self, name: str) -> LabelledSplit:
-        """Return a split. Raises CorrKDError if there is none of that name."""
+        """Return the split with this name. Raises CorrKDError if it does not exist."""
 
 
 def target_class(kind: str) -> type[Target]:
-    """Return the class of a kind. Raises CorrKDError for an unknown kind, or a class with another
-    `kind`.
+    """Return the class of a kind. Raises CorrKDError if the kind is unknown or the class found has
+    another `kind`.
     """
     class_: type[Target] = find(kind, BUILT_IN, TARGET_GROUP, Target, "target", attribute="kind")
     return class_
 
 
 def make_target(name: str, dataset: LabelledDataset) -> Target:
-    """Return the target of that name in the settings. Thresholds that depend on data are fitted to
-    the training split.
+    """Return the target with this name in the settings. Thresholds that depend on data are fitted
+    to the training split.
 
     Raises:
-        CorrKDError: if the dataset lacks what the target requires, or a class has no training
-            sample.
+        CorrKDError: if the dataset lacks what the target requires, no sample of a split counts, or
+            a class has no training sample.
     """
     train = dataset.split("train")
     where = f"dataset {dataset.name}, train"
@@ -109,7 +109,7 @@ def _automatic(train: LabelledSplit, where: str) -> str:
     if train.labels is not None:
         return "questions" if train.labels.ndim == 2 else "classes"
     scores = train.scores
-    # If more than a third of the scores are equal at an end, a tertile is empty.
+    # A tertile is empty if more than a third of the scores equal the lowest or the highest.
     return "tertiles" if scores is None or len(distinct_tertiles(scores, where)) == 2 else "score"
 
 

@@ -22,7 +22,7 @@ from corrkd.targets.thresholds import digitize, distinct_tertiles
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTarget(Target):
-    """A number, which is also its response. It has no probabilities, hence no temperature."""
+    """A score, which is the logit itself. It has no probabilities, hence no temperature."""
 
     kind: ClassVar[str] = "score"
     has_classes: ClassVar[bool] = False
@@ -31,7 +31,7 @@ class ScoreTarget(Target):
 
     @classmethod
     def signed(cls) -> Self:
-        """Return the target of scores with both signs, with the categories below zero, and zero and
+        """Return the target of scores of both signs, with two categories: below zero, and zero or
         above.
         """
         return cls(name=cls.kind, classes=("negative", "non-negative"), cuts=(0.0,))
@@ -45,8 +45,8 @@ class ScoreTarget(Target):
         class_names: Sequence[str] = (),
         question_names: Sequence[str] = (),
     ) -> Self:
-        """Return the target of the scores. Categories are the signs, or the tertiles if all scores
-        have one sign.
+        """Return the target of the scores. The categories are the signs, or the tertiles if all
+        scores have the same sign.
         """
         scores = scores_of(train, where, cls.kind)
         if scores.min() < 0 < scores.max():
@@ -68,12 +68,12 @@ class ScoreTarget(Target):
 
     @property
     def num_logits(self) -> int:
-        """1."""
+        """Always 1."""
         return 1
 
     @property
     def response_shape(self) -> tuple[int, ...]:
-        """(1,)."""
+        """Shape (1,)."""
         return (1,)
 
     def respond(self, logits: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class ScoreTarget(Target):
     def masked_task_loss(
         self, logits: Tensor, targets: Tensor, mask: Tensor, class_weights: Tensor | None = None
     ) -> Tensor:
-        """Return the mean absolute error over the rows of the mask."""
+        """Return the mean absolute error over the samples in the mask."""
         return ((at_least_float32(logits)[:, 0] - targets).abs() * mask).sum() / mask.sum().clamp(
             min=1
         )
@@ -151,13 +151,13 @@ class ScoreTarget(Target):
         return np.asarray(np.median(targets))
 
     def measure(self, targets: Array, response: Array) -> dict[str, float]:
-        """Return weighted_f1, accuracy, unweighted_accuracy and f1/<class> of the categories, mae
-        and corr.
+        """Return weighted_f1, accuracy, unweighted_accuracy and f1/<class> of the categories, and
+        mae and corr of the scores.
         """
         return self.measure_predictions(targets, self.predictions(response))
 
     def measure_predictions(self, targets: Array, predictions: Array) -> dict[str, float]:
-        """Return the metrics of `measure`: none needs probabilities."""
+        """Return the metrics of `measure`, none of which needs probabilities."""
         return {
             **class_metrics(self.classes, self.categories(targets), self.categories(predictions)),
             "mae": float(np.abs(targets - predictions).mean()),
@@ -177,22 +177,22 @@ class ScoreTarget(Target):
         return response.astype(np.float64)
 
     def nonconformity(self, targets: Array, response: Array) -> npt.NDArray[np.float64]:
-        """Return the distance of the score from the true value."""
+        """Return the absolute error of the score."""
         distances: npt.NDArray[np.float64] = np.abs(response[:, 0] - targets)
         return distances
 
     def set_sizes(self, response: Array, threshold: float) -> npt.NDArray[np.float64]:
-        """Return the length of the interval, which is the same for all."""
+        """Return the length of the prediction interval, which is the same for all samples."""
         return np.full(len(response), 2.0 * threshold)
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """(): a score has no names."""
+        """Always (): a single score needs no name."""
         return ()
 
     @property
     def description(self) -> str:
-        """A score."""
+        """The text "a score"."""
         return "a score"
 
     def text(self, value: Any) -> str:
@@ -213,7 +213,7 @@ class ScoreTarget(Target):
         }
 
     def check(self) -> None:
-        """Raise CorrKDError if the cuts do not rise, or do not match the number of categories."""
+        """Raise CorrKDError if the cuts do not increase or do not fit the number of categories."""
         self.refuse_unless(
             len(self.classes) == len(self.cuts) + 1 and bool((np.diff(self.cuts) > 0).all())
         )

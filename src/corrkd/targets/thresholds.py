@@ -13,11 +13,10 @@ from corrkd.errors import CorrKDError
 def digitize(
     scores: npt.ArrayLike, cuts: Sequence[float], *, upward: bool
 ) -> npt.NDArray[np.int64]:
-    """Return the class of each score, 0 to the number of cuts; `upward`: a score equal to a cut
-    belongs to the class above it.
+    """Return the class of each score, from 0 to the number of cuts. If `upward`, a score equal to a
+    cut belongs to the class above it.
     """
-    # float32 predictions are compared in float64, so that a threshold is the same for truth and
-    # prediction.
+    # in float64, so that a threshold is the same for targets and float32 predictions
     return np.digitize(np.asarray(scores, np.float64), cuts, right=not upward).astype(np.int64)
 
 
@@ -27,11 +26,11 @@ def tertiles(scores: npt.NDArray[np.float64]) -> tuple[float, ...]:
 
 
 def distinct_tertiles(scores: npt.NDArray[np.float64], where: str) -> tuple[float, ...]:
-    """Return the tertiles, or, if so many scores are equal that a class would be empty, one cut
-    above the lowest score.
+    """Return the distinct tertiles above the lowest score, or the second lowest score if no tertile
+    is above it.
 
     Raises:
-        CorrKDError: if all scores are equal. `where` begins the message.
+        CorrKDError: if all scores are equal. `where` is the prefix of the message.
     """
     values = np.unique(scores)
     if len(values) == 1:
