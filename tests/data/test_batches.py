@@ -9,7 +9,7 @@ from tests.conftest import make_dataset, make_samples
 
 
 def test_a_split_is_freed_with_its_last_use() -> None:
-    """With `data.resample` every seed has its own splits, which must not wait for the collector."""
+    """With `data.resample` every seed has other splits, which must not wait for the collector."""
     samples = make_samples(make_dataset())
     subset = samples.subset(torch.tensor([2, 0]))
     references = [weakref.ref(samples), weakref.ref(subset)]
