@@ -1,5 +1,5 @@
-"""The command line in processes of their own, forked from one that has imported everything once: a
-second each, not six.
+"""The command line in processes that are forked from one that has imported everything: each takes
+one second, not six.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PRELOAD = [
 ]
 LIMIT = 300.0
 START_METHOD = "forkserver"  # also for processes of other tests, which this one forks as fast
-# How lines begin that are no errors.
+# Beginnings of lines that are no errors.
 PROGRESS = (
     "reading ",
     "note: ",
@@ -48,7 +48,7 @@ PROGRESS = (
 _processes = multiprocessing.get_context(START_METHOD)
 _processes.set_forkserver_preload(PRELOAD)
 
-# Settings of a run that takes a second, and still has two seeds' worth of everything.
+# Settings of a run that takes a second.
 TINY: dict[str, Any] = {
     "data": {
         "synthetic": {"train": 30, "valid": 18, "test": 18, "frames": 4, "widths": 8, "noise": 0.3},
@@ -68,9 +68,7 @@ TINY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Ended:
-    """What a command left: exit code (minus the signal's number where one killed it), what it
-    printed.
-    """
+    """A command's exit code (minus the signal's number if one killed it) and output."""
 
     code: int
     out: str
@@ -78,7 +76,7 @@ class Ended:
 
     @property
     def line(self) -> str:
-        """The one line of an error of the user's, after what is said of progress."""
+        """Return the line of a user's error, after lines of progress."""
         assert self.code == 2, f"exit code {self.code}\n{self.out}\n{self.err}"
         *before, last = self.err.splitlines()
         assert last.startswith("error: "), self.err
@@ -87,23 +85,23 @@ class Ended:
 
 
 class Started:
-    """A command under way. With a `log`, this file gets all that it prints."""
+    """A running command, whose output goes to `log` if there is one."""
 
     def __init__(
         self,
-        *words: object,
+        *arguments: object,
         first: Callable[[], object] | None = None,
         cwd: Path | None = None,
         report: bool = True,
         log: Path | None = None,
     ) -> None:
         self._files = [Path(tempfile.mkstemp()[1]) for _ in range(2)] if log is None else [log, log]
-        arguments = ([str(word) for word in words], self._files, first, cwd, report)
-        self.process: BaseProcess = _processes.Process(target=_child, args=arguments)
+        parameters = ([str(x) for x in arguments], self._files, first, cwd, report)
+        self.process: BaseProcess = _processes.Process(target=_child, args=parameters)
         self.process.start()
 
     def end(self, limit: float = LIMIT) -> Ended:
-        """Waits for the end of it."""
+        """Wait for the end of the command."""
         self.process.join(limit)
         assert self.process.exitcode is not None, "the command hangs"
         out, err = (file.read_text() for file in self._files)
@@ -113,20 +111,20 @@ class Started:
 
 
 def corrkd(
-    *words: object,
+    *arguments: object,
     first: Callable[[], object] | None = None,
     cwd: Path | None = None,
     report: bool = True,
 ) -> Ended:
-    """Runs `corrkd` with these words; `first` is called in its process before.
+    """Run `corrkd` with these arguments, after calling `first` in its process.
 
     Without a `report`, a run takes a third of the time.
     """
-    return Started(*words, first=first, cwd=cwd, report=report).end()
+    return Started(*arguments, first=first, cwd=cwd, report=report).end()
 
 
 def _child(
-    words: list[str],
+    arguments: list[str],
     files: list[Path],
     first: Callable[[], object] | None,
     cwd: Path | None,
@@ -136,7 +134,7 @@ def _child(
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), descriptor)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd or Path.cwd())
-    sys.argv = ["corrkd", *words]
+    sys.argv = ["corrkd", *arguments]
     if not report:
         from corrkd.experiment import run
 
@@ -149,24 +147,22 @@ def _child(
 
 
 def sketch(name: str, caption: str, alt: str, figure: Any) -> Any:
-    """In place of `figures.picture`: a figure that is not drawn, which takes longer than all else
-    of a report.
-    """
+    """Replace `figures.picture` by a figure that is not drawn, as drawing takes long."""
     from corrkd.report.figures import Picture
 
     return Picture(name, caption, alt, b"<svg/>", b"")
 
 
 def sketched() -> None:
-    """Something for `first`: the process draws no figures."""
+    """Draw no figures in this process; an argument for `first`."""
     from corrkd.report import figures
 
     figures.picture = sketch
 
 
 def ends_at(owner: str, name: str, call: int, signals: int = signal.SIGKILL) -> Callable[[], None]:
-    """Something for `first`: the process gets a signal at the call of that number of `owner.name`,
-    halfway where it writes.
+    """Return an argument for `first`: the process gets a signal at call number `call` of
+    `owner.name`, after half of the bytes if that writes.
     """
     return partial(_end_at, owner, name, call, signals)
 
@@ -175,9 +171,9 @@ def _end_at(owner: str, name: str, call: int, number: int) -> None:
     import importlib
 
     module, _, attribute = owner.partition(":")
-    home: Any = importlib.import_module(module)
-    home = getattr(home, attribute) if attribute else home
-    original = getattr(home, name)
+    target: Any = importlib.import_module(module)
+    target = getattr(target, attribute) if attribute else target
+    original = getattr(target, name)
     calls = 0
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -189,4 +185,4 @@ def _end_at(owner: str, name: str, call: int, number: int) -> None:
             os.kill(os.getpid(), number)
         return original(*args, **kwargs)
 
-    setattr(home, name, wrapped)
+    setattr(target, name, wrapped)

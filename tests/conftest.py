@@ -1,4 +1,4 @@
-"""What several rooms' tests share: small datasets made on the spot, and the folder of real data."""
+"""Helpers shared by the tests: small datasets, fake entry points, and the folder of real data."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-# Tests run side by side, and their processes inherit this; it counts only before numpy and torch
-# are imported.
+# Tests run in parallel, and their processes inherit this; it must precede numpy and torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -46,25 +45,23 @@ def make_split(
     name: str = "train",
     classes: int = 3,
 ) -> Split:
-    """Random samples of unequal lengths; the class moves the features, so that there is something
-    to learn.
-    """
+    """Return random samples of different lengths, whose features depend on the class."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(count) % classes).astype(np.int64)
     features, lengths, present = {}, {}, {}
     for m, width in widths.items():
         lengths[m] = rng.integers(1, frames + 1, count)
-        there = np.arange(frames)[None, :] < lengths[m][:, None]
-        present[m] = there
+        mask = np.arange(frames)[None, :] < lengths[m][:, None]
+        present[m] = mask
         shift = (labels[:, None, None] - (classes - 1) / 2) * np.linspace(0.5, 1.5, width)
-        features[m] = ((rng.normal(size=(count, frames, width)) + shift) * there[..., None]).astype(
+        features[m] = ((rng.normal(size=(count, frames, width)) + shift) * mask[..., None]).astype(
             np.float32
         )
     return Split(
         frames=features,
         lengths=lengths,
         present=present,
-        ids=np.array([f"{name}-{place}" for place in range(count)]),
+        ids=np.array([f"{name}-{i}" for i in range(count)]),
         labels=labels,
         scores=labels - (classes - 1) / 2 + rng.normal(size=count) * 0.1,
     )
@@ -73,14 +70,14 @@ def make_split(
 def make_dataset(
     widths: dict[str, int] | None = None, sizes: tuple[int, int, int] = (48, 30, 36), **options: int
 ) -> MultimodalDataset:
-    """Three small splits."""
+    """Return a dataset of three small splits."""
     widths = widths or {"language": 5, "audio": 3, "vision": 4}
     names = ("train", "valid", "test")
     return MultimodalDataset(
         name="tiny",
         splits={
-            n: make_split(size, widths, seed=place, name=n, **options)
-            for place, (n, size) in enumerate(zip(names, sizes, strict=True))
+            n: make_split(size, widths, seed=i, name=n, **options)
+            for i, (n, size) in enumerate(zip(names, sizes, strict=True))
         },
         sha256="0" * 64,
     )
@@ -93,7 +90,7 @@ def make_samples(
     device: torch.device | None = None,
     **options: object,
 ) -> Samples:
-    """A split of a dataset as a network takes it."""
+    """Return a split of a dataset as a network takes it."""
     normalisation = fit_normalisation(dataset.split("train"))
     return Samples(
         dataset.split(split),
@@ -105,36 +102,34 @@ def make_samples(
 
 
 def training_batch(samples: Samples, count: int | None = None, **changes: object) -> TrainingBatch:
-    """The first `count` samples, complete, as a step hands them to a method; all of them by
-    default.
-    """
+    """Return the first `count` samples (default: all), complete, as passed to a method."""
     rows = torch.arange(len(samples) if count is None else count)
     batch = samples.take(rows)
     return TrainingBatch(batch.complete(), batch.targets, samples.context(rows))._replace(**changes)  # type: ignore[arg-type]
 
 
 def values(losses: Losses) -> dict[str, Tensor]:
-    """Losses without their weights."""
+    """Return losses without their weights."""
     return {name: value for name, (_, value) in losses.items()}
 
 
 def weights(losses: Losses) -> dict[str, float]:
-    """Weights of losses by name."""
+    """Return the weights of losses by name."""
     return {name: weight for name, (weight, _) in losses.items()}
 
 
 def total(losses: Losses) -> Tensor:
-    """What a step minimises."""
+    """Return the loss that a step minimises."""
     return torch.stack([weight * value for weight, value in losses.values()]).sum()
 
 
 def map_tensors(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
-    """The inputs with the same change made to every tensor."""
-    return Inputs(*({m: change(x) for m, x in part.items()} for part in inputs))
+    """Return the inputs with every tensor changed."""
+    return Inputs(*({m: change(x) for m, x in tensors.items()} for tensors in inputs))
 
 
 def overwrite_invisible(inputs: Inputs, value: float) -> Inputs:
-    """The inputs with `value` in place of everything that is not visible, padding included."""
+    """Return the inputs with `value` in all invisible frames, padding included."""
     frames, _, visible = inputs
     return inputs._replace(
         frames={m: torch.where(visible[m][..., None], x, value) for m, x in frames.items()}
@@ -142,9 +137,7 @@ def overwrite_invisible(inputs: Inputs, value: float) -> Inputs:
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that all workers of a session share, not to be changed: who comes first makes it,
-    the others wait for it.
-    """
+    """Return a read-only folder that all workers of a session share; the first one makes it."""
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -162,7 +155,7 @@ def dataset() -> MultimodalDataset:
 
 @pytest.fixture
 def offer(monkeypatch: pytest.MonkeyPatch) -> Offer:
-    """Entry points as if packages with them were installed: offer(group, name="module:Class")."""
+    """Register entry points as if they were installed: offer(group, name="module:Class")."""
     points: list[metadata.EntryPoint] = []
     monkeypatch.setattr(
         metadata, "entry_points", lambda **which: metadata.EntryPoints(points).select(**which)
@@ -196,7 +189,7 @@ def mosi_pickle(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def build_real(real_data: Path, factory: pytest.TempPathFactory, name: str, *options: str) -> Path:
-    """One of the real sets, written by the script beside it."""
+    """Write one of the real datasets by the script in its folder."""
     out = factory.mktemp("real") / f"{name}.pkl"
     subprocess.run(
         [sys.executable, str(real_data / "build.py"), name, str(out), *options],
@@ -210,13 +203,11 @@ LONG = ("experiment", "serve", "report", "examples", "tests", "media", "training
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Files are handed out in the order below, not by how many tests they have."""
+    """Distribute files in the order below, not by their number of tests."""
     config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Folders whose files take long come first, so that no worker is left alone with one at the
-    end.
-    """
-    folders = {name: place for place, name in enumerate(LONG)}
+    """Put folders with slow files first, so that no worker gets one of them last."""
+    folders = {name: i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: folders.get(item.path.parent.name, len(LONG)))

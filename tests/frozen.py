@@ -1,5 +1,5 @@
-"""Takes all that is there out of the garbage collector's sight, else it touches, and so copies,
-what forked processes share.
+"""Hide all existing objects from the garbage collector, which would touch, and so copy, the memory
+that forked processes share.
 """
 
 import gc

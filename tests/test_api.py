@@ -35,7 +35,7 @@ def data(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # n
     return path
 
 
-def test_the_names_are_there() -> None:
+def test_the_public_names_exist() -> None:
     assert set(corrkd.__all__) >= PUBLIC
     assert dir(corrkd) == corrkd.__all__
     for name in corrkd.__all__:
@@ -44,43 +44,43 @@ def test_the_names_are_there() -> None:
         corrkd.predict  # noqa: B018
 
 
-def test_the_student_does_as_the_run_says(finished: Path, data: Path) -> None:  # noqa: F811
+def test_the_loaded_student_gives_the_runs_results(finished: Path, data: Path) -> None:  # noqa: F811
     results = pd.read_csv(finished / "results.csv")
     for seed in (0, 1):
         table = corrkd.evaluate(
             corrkd.load_student(finished / "synthetic" / f"seed-{seed}"), corrkd.load_dataset(data)
         )
         expected = results[(results["method"] == "student") & (results["seed"] == seed)]
-        both = table.merge(expected, on=["condition", "draw", "metric"], validate="one_to_one")
+        merged = table.merge(expected, on=["condition", "draw", "metric"], validate="one_to_one")
         shared = set(expected["condition"]) - {"ratios"}  # the run tests fewer ratios and draws
         assert (
             {"complete", "natural", "average", "language", "ratio-0.5"}
-            <= set(both["condition"])
+            <= set(merged["condition"])
             <= shared | {"ratios"}
         )
-        both = both[both["condition"] != "ratios"]
-        assert len(both) == len(expected) - 2
-        np.testing.assert_allclose(both["value_x"], both["value_y"], atol=1e-6)
+        merged = merged[merged["condition"] != "ratios"]
+        assert len(merged) == len(expected) - 2
+        np.testing.assert_allclose(merged["value_x"], merged["value_y"], atol=1e-6)
 
 
 def test_evaluate_takes_conditions_split_and_batch_size(finished: Path, data: Path) -> None:  # noqa: F811
     student, dataset = corrkd.load_student(finished), corrkd.load_dataset(data)
-    seen: list[int] = []
-    one = corrkd.evaluate(
-        student, dataset, conditions=["audio", "ratio-0.5"], draws=2, on_batch=seen.append
+    sizes: list[int] = []
+    table = corrkd.evaluate(
+        student, dataset, conditions=["audio", "ratio-0.5"], draws=2, on_batch=sizes.append
     )
-    assert set(zip(one["condition"], one["draw"], strict=True)) == {
+    assert set(zip(table["condition"], table["draw"], strict=True)) == {
         ("audio", 0),
         ("ratio-0.5", 0),
         ("ratio-0.5", 1),
     }
-    assert sum(seen) == len(dataset.split("test"))
+    assert sum(sizes) == len(dataset.split("test"))
     other = corrkd.evaluate(
         student, dataset, conditions=["audio", "ratio-0.5"], draws=2, batch_size=4
     )
-    pd.testing.assert_frame_equal(one, other, check_exact=False, atol=1e-6)
+    pd.testing.assert_frame_equal(table, other, check_exact=False, atol=1e-6)
     train = corrkd.evaluate(student, dataset, split="train", conditions=["audio"])
-    assert not np.allclose(train["value"], one["value"][one["condition"] == "audio"])
+    assert not np.allclose(train["value"], table["value"][table["condition"] == "audio"])
 
 
 @pytest.mark.usefixtures("no_report")
@@ -120,7 +120,7 @@ def test_a_run_from_python_is_silent(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert capfd.readouterr() == ("", "")
 
 
-def test_ones_own_arrays(tmp_path: Path) -> None:
+def test_a_users_arrays(tmp_path: Path) -> None:
     dataset = corrkd.load_dataset(write_npz(tmp_path / "d.npz", {"speech": 4, "gaze": 2}))
     assert dataset.modalities == ("speech", "gaze")
     assert {name: len(split) for name, split in dataset.splits.items()} == {
@@ -130,7 +130,7 @@ def test_ones_own_arrays(tmp_path: Path) -> None:
     }
 
 
-def loaded_by(statement: str) -> set[str]:
+def imported_by(statement: str) -> set[str]:
     code = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
@@ -147,11 +147,11 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
         "matplotlib",
         "pydantic",
     }
-    assert not loaded_by("import corrkd") & heavy
+    assert not imported_by("import corrkd") & heavy
 
 
-def test_a_dataset_needs_no_training() -> None:
-    assert not loaded_by("import corrkd; corrkd.load_dataset") & {
+def test_loading_a_dataset_imports_no_training_libraries() -> None:
+    assert not imported_by("import corrkd; corrkd.load_dataset") & {
         "torch",
         "pandas",
         "lightning_fabric",

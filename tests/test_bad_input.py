@@ -1,4 +1,4 @@
-"""CONTENT_ERRORS input through the command line: one line, no traceback, nothing half-written."""
+"""Bad input through the command line: one line, no traceback, no partial files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def set_rows(key: str, split: str, value: Any) -> Callable[[Arrays], None]:
 
 
 @pytest.mark.parametrize(
-    ("change", "target", "words"),
+    ("change", "target", "message"),
     [
         (
             lambda a: a.update(split=np.where(of_split(a, "valid"), "train", a["split"])),
@@ -97,7 +97,7 @@ def set_rows(key: str, split: str, value: Any) -> Callable[[Arrays], None]:
     ],
 )
 def test_data_that_cannot_be_learned_from(
-    tmp_path: Path, change: Callable[[Arrays], object], target: str, words: str
+    tmp_path: Path, change: Callable[[Arrays], object], target: str, message: str
 ) -> None:
     data, out = damaged_npz(tmp_path / "d.npz", change), tmp_path / "out" / "run"
     done = corrkd(
@@ -111,12 +111,12 @@ def test_data_that_cannot_be_learned_from(
         "--out",
         out,
     )
-    assert words in done.line
+    assert message in done.line
     assert not out.parent.exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "message"),
     [
         ("d.npz", None, "no such file"),
         ("d.npz", b"", "d.npz"),
@@ -127,13 +127,13 @@ def test_data_that_cannot_be_learned_from(
     ],
 )
 def test_files_of_another_kind(
-    tmp_path: Path, name: str, content: bytes | None, words: str
+    tmp_path: Path, name: str, content: bytes | None, message: str
 ) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
     for command in (("run", "--out", tmp_path / "run", "--data", path), ("data", "inspect", path)):
-        assert words in corrkd(*command).line
+        assert message in corrkd(*command).line
     assert not (tmp_path / "run").exists()
 
 
@@ -151,31 +151,31 @@ def test_truncated_files(tmp_path: Path, kind: str) -> None:
 
         path = tmp_path / "c.safetensors"
         convert(package.load_dataset(tmp_path / "d.npz"), path)
-    whole = path.read_bytes()
+    content = path.read_bytes()
     for share in (0.1, 0.9):
-        path.write_bytes(whole[: int(share * len(whole))])
+        path.write_bytes(content[: int(share * len(content))])
         assert path.name in corrkd("data", "convert", path, tmp_path / "out.safetensors").line
     assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_unknown_modalities_and_conditions(tmp_path: Path) -> None:
     data, out = write_npz(tmp_path / "d.npz", WIDTHS), tmp_path / "run"
-    words = ("run", "--settings", settings_file(tmp_path), "--data", data, "--out", out)
-    line = corrkd(*words, "--set", "data.modalities=[language, vision]").line
+    args = ("run", "--settings", settings_file(tmp_path), "--data", data, "--out", out)
+    line = corrkd(*args, "--set", "data.modalities=[language, vision]").line
     assert "has no modality 'vision'; it has language, audio" in line
     assert (
-        "unknown condition 'vision'" in corrkd(*words, "--set", "evaluation.projection=vision").line
+        "unknown condition 'vision'" in corrkd(*args, "--set", "evaluation.projection=vision").line
     )
     for none_or_twice in ("[]", "[audio, audio]"):
         assert (
             "at least one, each once"
-            in corrkd(*words, "--set", f"data.modalities={none_or_twice}").line
+            in corrkd(*args, "--set", f"data.modalities={none_or_twice}").line
         )
     assert not out.exists()
 
 
 def trained(folder: Path, **changes: Any) -> Path:
-    """A run whose student is at its first epoch."""
+    """Return a run that was killed while training its student."""
     from tests.command import ends_at
 
     out = folder / "run"
@@ -189,12 +189,12 @@ def trained(folder: Path, **changes: Any) -> Path:
 def test_damaged_checkpoints(tmp_path: Path) -> None:
     out = trained(tmp_path)
     path = out / STUDENT / "student.ckpt"
-    whole = path.read_bytes()
+    valid = path.read_bytes()
     import torch
 
     strange = tmp_path / "strange.ckpt"
     torch.save({"method": {}, "progress": {}, "optimizer": {}, "scheduler": {}}, strange)
-    for content in (b"", whole[: len(whole) // 2], pickle.dumps(os.system), strange.read_bytes()):
+    for content in (b"", valid[: len(valid) // 2], pickle.dumps(os.system), strange.read_bytes()):
         path.write_bytes(content)
         line = corrkd("resume", out, report=False).line
         assert "student.ckpt" in line
@@ -223,8 +223,8 @@ def test_a_damaged_run(finished: Path, tmp_path: Path) -> None:  # noqa: F811
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     student = out / STUDENT / "student.safetensors"
-    whole = student.read_bytes()
-    student.write_bytes(whole[:-8])
+    content = student.read_bytes()
+    student.write_bytes(content[:-8])
     line = corrkd("evaluate", out, "--data", "synthetic", "--out", tmp_path / "r.csv").line
     assert "student.safetensors: damaged" in line
     assert not (tmp_path / "r.csv").exists()
@@ -242,15 +242,13 @@ def test_a_damaged_run(finished: Path, tmp_path: Path) -> None:  # noqa: F811
 
 
 def limited(size: int) -> None:
-    """A disk that takes no file beyond this size."""
+    """Allow no file beyond this size, like a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 @pytest.mark.parametrize("size", [800, 3000, 6000, 16000])
 def test_a_full_disk(tmp_path: Path, size: int) -> None:
-    """Whatever the file at which the disk is full: one line; a run that is resumed when there is
-    room.
-    """
+    """At any file: a one-line error, and a run that can be resumed when there is space."""
     settings, out = settings_file(tmp_path), tmp_path / "run"
     assert (
         "File too large"
@@ -268,8 +266,8 @@ def test_a_full_disk(tmp_path: Path, size: int) -> None:
     assert corrkd(*again, report=False).code == 0
 
 
-def no_room_for_events() -> None:
-    """The disk is full where TensorBoard's own thread writes."""
+def no_space_for_events() -> None:
+    """Let TensorBoard's writing thread find a full disk."""
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     def write(*_: object) -> None:
@@ -280,12 +278,12 @@ def no_room_for_events() -> None:
 
 def test_a_full_disk_where_a_library_writes(tmp_path: Path) -> None:
     settings, out = settings_file(tmp_path), tmp_path / "run"
-    done = corrkd("train", "--settings", settings, "--out", out, first=no_room_for_events)
+    done = corrkd("train", "--settings", settings, "--out", out, first=no_space_for_events)
     assert "No space left on device" in done.line
     assert corrkd("resume", out, report=False).code == 0
 
 
-def test_a_full_disk_leaves_older_files_as_they_were(finished: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_full_disk_leaves_older_files_unchanged(finished: Path, tmp_path: Path) -> None:  # noqa: F811
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     before = contents(out)
@@ -301,13 +299,13 @@ def test_a_full_disk_leaves_older_files_as_they_were(finished: Path, tmp_path: P
     for path in (csv, masks, tmp_path / "d.safetensors"):
         path.write_text("older")
     full = partial(limited, 800)
-    words = ("evaluate", out, "--data", data, "--conditions", "complete,ratio-0.5")
-    into = (
-        (*words, "--out", csv),
-        (*words, "--export-masks", masks),
+    args = ("evaluate", out, "--data", data, "--conditions", "complete,ratio-0.5")
+    commands = (
+        (*args, "--out", csv),
+        (*args, "--export-masks", masks),
         ("data", "convert", data, tmp_path / "d.safetensors"),
     )
-    for command in into:
+    for command in commands:
         assert (
             "already exists; choose another file, or replace it with --overwrite"
             in corrkd(*command).line
@@ -317,7 +315,7 @@ def test_a_full_disk_leaves_older_files_as_they_were(finished: Path, tmp_path: P
     assert not list(tmp_path.glob(".*"))
 
 
-def test_folders_that_cannot_be(finished: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_folders_that_cannot_be_created(finished: Path, tmp_path: Path) -> None:  # noqa: F811
     file = tmp_path / "file"
     file.write_text("mine")
     settings = settings_file(tmp_path)
@@ -325,10 +323,10 @@ def test_folders_that_cannot_be(finished: Path, tmp_path: Path) -> None:  # noqa
     for out in (file, file / "run", file / "deep" / "run"):
         assert str(out) in corrkd("run", "--settings", settings, "--out", out).line
         assert str(out) in corrkd("run", "--settings", settings, "--out", out, "--overwrite").line
-    words = ("evaluate", finished, "--data", data, "--conditions", "complete,ratio-0.5")
-    assert "cannot create the folder" in corrkd(*words, "--out", file / "r.csv").line
+    args = ("evaluate", finished, "--data", data, "--conditions", "complete,ratio-0.5")
+    assert "cannot create the folder" in corrkd(*args, "--out", file / "r.csv").line
     assert (
-        "cannot create the folder" in corrkd(*words, "--export-masks", file / "m.safetensors").line
+        "cannot create the folder" in corrkd(*args, "--export-masks", file / "m.safetensors").line
     )
     assert (
         "cannot create the folder" in corrkd("data", "convert", data, file / "d.safetensors").line
@@ -341,9 +339,9 @@ def test_a_folder_with_other_files(tmp_path: Path) -> None:
     settings, out = settings_file(tmp_path), tmp_path / "mine"
     out.mkdir()
     (out / "thesis.tex").write_text("mine")
-    for words in ((), ("--overwrite",)):
+    for options in ((), ("--overwrite",)):
         assert (
             "contains other files and no run"
-            in corrkd("run", "--settings", settings, "--out", out, *words).line
+            in corrkd("run", "--settings", settings, "--out", out, *options).line
         )
     assert [p.name for p in out.iterdir()] == ["thesis.tex"]

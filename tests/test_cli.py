@@ -41,8 +41,8 @@ def test_version_and_help() -> None:
     assert done.stdout == f"corrkd {package.__version__}\n"
     assert done.stderr == ""
     pages = {
-        words: corrkd(*words)
-        for words in ((), ("--help",), ("data",), ("data", "--help"), ("run", "--help"))
+        args: corrkd(*args)
+        for args in ((), ("--help",), ("data",), ("data", "--help"), ("run", "--help"))
     }
     assert all(page.code == 0 and not page.err for page in pages.values())
     for command in (
@@ -63,27 +63,27 @@ def test_version_and_help() -> None:
 
 
 def every_command() -> dict[tuple[str, ...], Any]:
-    """All commands by their words."""
+    """Return all commands by their names, from the root on."""
     out: dict[tuple[str, ...], Any] = {}
     waiting: list[tuple[tuple[str, ...], Any]] = [((), typer.main.get_command(cli.app))]
     while waiting:
-        words, found = waiting.pop()
-        out[words] = found
-        waiting += [((*words, name), c) for name, c in getattr(found, "commands", {}).items()]
+        names, command = waiting.pop()
+        out[names] = command
+        waiting += [((*names, name), c) for name, c in getattr(command, "commands", {}).items()]
     return out
 
 
-@pytest.mark.parametrize("words", every_command(), ids=" ".join)
-def test_help_of_every_command(words: tuple[str, ...]) -> None:
-    """Square brackets too: they are no markup."""
-    short, long = (CliRunner().invoke(cli.app, [*words, flag]) for flag in ("-h", "--help"))
+@pytest.mark.parametrize("names", every_command(), ids=" ".join)
+def test_help_of_every_command(names: tuple[str, ...]) -> None:
+    """Square brackets, too, as they are no markup."""
+    short, long = (CliRunner().invoke(cli.app, [*names, flag]) for flag in ("-h", "--help"))
     assert (short.exit_code, short.output) == (0, long.output)
     page = "".join(long.output.split())
-    for parameter in every_command()[words].params:
+    for parameter in every_command()[names].params:
         assert "".join((getattr(parameter, "help", None) or "").split()) in page
 
 
-def test_square_brackets_stand_in_help_as_they_are() -> None:
+def test_square_brackets_are_unchanged_in_help() -> None:
     app = typer.Typer(rich_markup_mode=cli.app.rich_markup_mode)
 
     @app.command()
@@ -111,22 +111,22 @@ def test_seeds(text: str, seeds: list[int]) -> None:
 
 
 @pytest.mark.parametrize("text", [",", "", "3,,4", "a", "3;4", "0"])
-def test_seeds_that_are_none(text: str) -> None:
+def test_invalid_seeds(text: str) -> None:
     with pytest.raises(package.CorrKDError, match="--seeds"):
         cli.seeds_of(text)
 
 
-def refuse_what_is_not_used() -> None:
+def check_loaded_modules() -> None:
     assert {"torch", "lightning_fabric"} <= set(sys.modules)
     assert not {"torchmetrics", "transformers"} & set(sys.modules)
 
 
 def test_lightning_loads_no_torchmetrics() -> None:
-    """Which would load transformers, two seconds of each command."""
-    assert corrkd("--version", first=refuse_what_is_not_used).code == 0
+    """torchmetrics would load transformers, which takes two seconds."""
+    assert corrkd("--version", first=check_loaded_modules).code == 0
 
 
-def test_run_says_how_it_goes_in_plain_lines(settings: Path, tmp_path: Path) -> None:
+def test_run_reports_progress_in_plain_lines(settings: Path, tmp_path: Path) -> None:
     done = corrkd(
         "run",
         "--settings",
@@ -140,8 +140,8 @@ def test_run_says_how_it_goes_in_plain_lines(settings: Path, tmp_path: Path) -> 
     )
     assert done.code == 0, done.err
     out = tmp_path / "runs" / "synthetic"
-    chosen = package.load_settings(out / "synthetic" / "settings.yaml")
-    assert (chosen.seeds, chosen.evaluation.conditions["burst"]) == ((1, 3), [])
+    stored = package.load_settings(out / "synthetic" / "settings.yaml")
+    assert (stored.seeds, stored.evaluation.conditions["burst"]) == ((1, 3), [])
     assert (out / "report.html").is_file()
     assert {"seed-1", "seed-3"} <= {p.name for p in (out / "synthetic").iterdir()}
     assert "CorrKD student" in done.out
@@ -158,8 +158,8 @@ def test_run_says_how_it_goes_in_plain_lines(settings: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_terminal_gets_bars(settings: Path, tmp_path: Path) -> None:
-    ours, theirs = pty.openpty()
+def test_a_terminal_shows_bars(settings: Path, tmp_path: Path) -> None:
+    controller, terminal = pty.openpty()
     command = [
         sys.executable,
         "-m",
@@ -172,34 +172,34 @@ def test_a_terminal_gets_bars(settings: Path, tmp_path: Path) -> None:
     ]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     with subprocess.Popen(
-        command, stderr=theirs, stdout=subprocess.DEVNULL, env=environment
+        command, stderr=terminal, stdout=subprocess.DEVNULL, env=environment
     ) as process:
-        os.close(theirs)
-        said = b""
+        os.close(terminal)
+        output = b""
         try:
-            while part := os.read(ours, 65536):
-                said += part
+            while chunk := os.read(controller, 65536):
+                output += chunk
         except OSError:  # the terminal closes with the process
             pass
-        os.close(ours)
+        os.close(controller)
     assert process.returncode == 0
-    assert "seed 0  student" in said.decode()
-    assert "━" in said.decode()
+    assert "seed 0  student" in output.decode()
+    assert "━" in output.decode()
 
 
-def test_data_alone_have_settings_scaled_to_them(tmp_path: Path) -> None:
+def test_data_alone_get_scaled_settings(tmp_path: Path) -> None:
     data = write_npz(tmp_path / "d.npz", {"language": 5, "audio": 3})
-    words = [
-        word
+    options = [
+        option
         for line in ("student.epochs=1", "teacher.repeats=1", "device=cpu")
-        for word in ("--set", line)
+        for option in ("--set", line)
     ]
-    done = corrkd("train", "--data", data, "--target", "tertiles", *words, cwd=tmp_path)
+    done = corrkd("train", "--data", data, "--target", "tertiles", *options, cwd=tmp_path)
     assert done.code == 0, done.err
-    chosen = package.load_settings(tmp_path / "runs" / "d" / "d" / "settings.yaml")
+    stored = package.load_settings(tmp_path / "runs" / "d" / "d" / "settings.yaml")
     preset = package.load_settings(preset="corrkd-plus")
-    assert (chosen.teacher.epochs, chosen.student.epochs, chosen.data.target) == (64, 1, "tertiles")
-    assert chosen.student.method == preset.student.method
+    assert (stored.teacher.epochs, stored.student.epochs, stored.data.target) == (64, 1, "tertiles")
+    assert stored.student.method == preset.student.method
     (note,) = [line for line in done.err.splitlines() if "corrkd-plus, scaled to " in line]
     assert note.startswith("note: ")
     assert "teachers of 64 epochs, trained in 4 folds; students of 1 epochs" in note
@@ -218,26 +218,26 @@ def test_train_then_resume(settings: Path, tmp_path: Path) -> None:
 
 
 def test_overwrite(settings: Path, tmp_path: Path) -> None:
-    words = ("train", "--settings", settings, "--out", tmp_path / "run")
-    assert corrkd(*words).code == 0
-    assert "already contains a run; continue it with `corrkd resume" in corrkd(*words).line
-    assert corrkd(*words, "--overwrite", "--seeds", "5").code == 0
+    args = ("train", "--settings", settings, "--out", tmp_path / "run")
+    assert corrkd(*args).code == 0
+    assert "already contains a run; continue it with `corrkd resume" in corrkd(*args).line
+    assert corrkd(*args, "--overwrite", "--seeds", "5").code == 0
     assert (tmp_path / "run" / "synthetic" / "seed-4").exists()
 
 
 def test_target_jobs_and_preset(tmp_path: Path) -> None:
     data = write_npz(tmp_path / "d.npz", {"language": 5, "audio": 3})
     changes = ("teacher.epochs=1", "student.epochs=1", "teacher.network.layers=1", "device=cpu")
-    words = ["train", "--preset", "mosi", "--data", data, "--seeds", 1]
-    words += [word for change in changes for word in ("--set", change)]
-    done = corrkd(*words, "--target", "five", cwd=tmp_path)
+    args = ["train", "--preset", "mosi", "--data", data, "--seeds", 1]
+    args += [arg for change in changes for arg in ("--set", change)]
+    done = corrkd(*args, "--target", "five", cwd=tmp_path)
     assert done.code == 2
     assert "no sample of class '-2'" in done.line
-    done = corrkd(*words, "--target", "score", cwd=tmp_path)
+    done = corrkd(*args, "--target", "score", cwd=tmp_path)
     assert done.code == 0, done.err
-    chosen = package.load_settings(tmp_path / "runs" / "mosi" / "d" / "settings.yaml")
-    assert (chosen.data.target, chosen.seeds, chosen.student.epochs) == ("score", (0,), 1)
-    assert chosen.student.batch_size == package.load_settings(preset="mosi").student.batch_size
+    stored = package.load_settings(tmp_path / "runs" / "mosi" / "d" / "settings.yaml")
+    assert (stored.data.target, stored.seeds, stored.student.epochs) == ("score", (0,), 1)
+    assert stored.student.batch_size == package.load_settings(preset="mosi").student.batch_size
 
 
 def test_evaluate(finished: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -253,8 +253,8 @@ def test_evaluate(finished: Path, tmp_path: Path) -> None:  # noqa: F811
         tmp_path / "masks.safetensors",
     )
     names = "complete,audio,vision+audio,ratio-0.5,burst-0.5,natural"
-    words = ("evaluate", model, "--data", data, "--conditions", names, "--draws", 2)
-    done = corrkd(*words, "--out", csv, "--export-masks", masks)
+    args = ("evaluate", model, "--data", data, "--conditions", names, "--draws", 2)
+    done = corrkd(*args, "--out", csv, "--export-masks", masks)
     assert done.code == 0, done.err
     assert "weighted_f1" in done.out
     assert "audio+vision" in done.out
@@ -268,26 +268,24 @@ def test_evaluate(finished: Path, tmp_path: Path) -> None:  # noqa: F811
         "natural",
     }
     results = pd.read_csv(model / "student" / "results.csv")
-    both = table.merge(results, on=["condition", "draw", "metric"])
-    assert len(both) == len(table)
-    np.testing.assert_allclose(both["value_x"], both["value_y"], atol=1e-6)
+    merged = table.merge(results, on=["condition", "draw", "metric"])
+    assert len(merged) == len(table)
+    np.testing.assert_allclose(merged["value_x"], merged["value_y"], atol=1e-6)
     # Replayed masks give the same whatever the mask seed; another seed does not.
-    replayed = corrkd(
-        *words, "--masks", masks, "--mask-seed", 5, "--out", tmp_path / "replayed.csv"
-    )
+    replayed = corrkd(*args, "--masks", masks, "--mask-seed", 5, "--out", tmp_path / "replayed.csv")
     assert replayed.code == 0, replayed.err
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "replayed.csv"), table)
-    assert corrkd(*words, "--mask-seed", 5, "--out", tmp_path / "other.csv").code == 0
+    assert corrkd(*args, "--mask-seed", 5, "--out", tmp_path / "other.csv").code == 0
     assert not pd.read_csv(tmp_path / "other.csv").equals(table)
     # A model's file, a run's first seed, another split.
-    whole = corrkd(
+    on_valid = corrkd(
         "evaluate", finished, "--data", data, "--split", "valid", "--out", tmp_path / "valid.csv"
     )
-    assert whole.code == 0, whole.err
+    assert on_valid.code == 0, on_valid.err
     assert "average" in set(pd.read_csv(tmp_path / "valid.csv")["condition"])
 
 
-def test_report_again(finished: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_report_is_rebuilt(finished: Path, tmp_path: Path) -> None:  # noqa: F811
     out = Path(shutil.copytree(finished, tmp_path / "run"))
     (out / "report.html").unlink()
     done = corrkd("report", out)
@@ -301,10 +299,10 @@ def test_data_inspect_and_convert(tmp_path: Path) -> None:
         write_npz(tmp_path / "d.npz", {"language": 5, "gaze": 3}),
         tmp_path / "new" / "d.safetensors",
     )
-    shown = corrkd("data", "inspect", data)
-    assert shown.code == 0, shown.err
-    assert "npz arrays" in shown.out
-    assert "gaze" in shown.out
+    inspected = corrkd("data", "inspect", data)
+    assert inspected.code == 0, inspected.err
+    assert "npz arrays" in inspected.out
+    assert "gaze" in inspected.out
     done = corrkd("data", "convert", data, out)
     assert (done.code, done.out.strip()) == (0, str(out)), done.err
     np.testing.assert_array_equal(
@@ -320,12 +318,12 @@ def test_presets() -> None:
     listed = corrkd("presets")
     assert listed.code == 0
     assert [line.split()[0] for line in listed.out.splitlines()] == list(preset_names())
-    shown = corrkd("presets", "paper-mosi")
-    assert yaml.safe_load(shown.out)["student"]["batch_size"] == 64
+    preset = corrkd("presets", "paper-mosi")
+    assert yaml.safe_load(preset.out)["student"]["batch_size"] == 64
 
 
 @pytest.mark.parametrize(
-    ("words", "parts"),
+    ("args", "messages"),
     [
         (("dance",), ["No such command 'dance'"]),
         (("run", "--fast"), ["No such option", "--fast"]),
@@ -393,51 +391,50 @@ def test_presets() -> None:
         ),
     ],
 )
-def test_errors_are_one_line(words: tuple[str, ...], parts: list[str], tmp_path: Path) -> None:
-    done = corrkd(*words, cwd=tmp_path)
-    for part in parts:
-        assert part in done.line
+def test_errors_are_one_line(args: tuple[str, ...], messages: list[str], tmp_path: Path) -> None:
+    done = corrkd(*args, cwd=tmp_path)
+    for message in messages:
+        assert message in done.line
     assert done.out == ""
     assert not list(tmp_path.iterdir())
 
 
-def test_evaluates_errors_are_one_line(finished: Path, tmp_path: Path) -> None:  # noqa: F811
-    words = ("evaluate", finished, "--data")
-    data = write_npz(tmp_path / "d.npz", {"language": 8, "audio": 8})
-    assert "has no modality 'vision'; it has language, audio" in corrkd(*words, data).line
-    whole = write_npz(tmp_path / "whole.npz", {"language": 8, "audio": 8, "vision": 8})
+def test_errors_of_evaluate_are_one_line(finished: Path, tmp_path: Path) -> None:  # noqa: F811
+    args = ("evaluate", finished, "--data")
+    incomplete = write_npz(tmp_path / "d.npz", {"language": 8, "audio": 8})
+    assert "has no modality 'vision'; it has language, audio" in corrkd(*args, incomplete).line
+    data = write_npz(tmp_path / "complete.npz", {"language": 8, "audio": 8, "vision": 8})
     assert (
-        "unknown condition 'smell'; available:"
-        in corrkd(*words, whole, "--conditions", "smell").line
+        "unknown condition 'smell'; available:" in corrkd(*args, data, "--conditions", "smell").line
     )
-    assert "has no split 'later'" in corrkd(*words, whole, "--split", "later").line
+    assert "has no split 'later'" in corrkd(*args, data, "--split", "later").line
     wide = write_npz(tmp_path / "wide.npz", {"language": 24, "audio": 8, "vision": 8})
-    assert "language is 24 wide, but the model was trained on 8" in corrkd(*words, wide).line
-    assert "conditions: none named" in corrkd(*words, whole, "--conditions", "").line
+    assert "language is 24 wide, but the model was trained on 8" in corrkd(*args, wide).line
+    assert "conditions: none named" in corrkd(*args, data, "--conditions", "").line
     assert (
-        "no sample is naturally incomplete" in corrkd(*words, whole, "--conditions", "natural").line
+        "no sample is naturally incomplete" in corrkd(*args, data, "--conditions", "natural").line
     )
     assert (
         "not a manifest of masks"
-        in corrkd(*words, whole, "--masks", finished / "synthetic" / "run.json").line
+        in corrkd(*args, data, "--masks", finished / "synthetic" / "run.json").line
     )
     assert (
-        "give only one of them" in corrkd(*words, whole, "--masks", "a", "--export-masks", "b").line
+        "give only one of them" in corrkd(*args, data, "--masks", "a", "--export-masks", "b").line
     )
-    assert "device 'gpu' is not available; use " in corrkd(*words, whole, "--device", "gpu").line
+    assert "device 'gpu' is not available; use " in corrkd(*args, data, "--device", "gpu").line
     assert (
         "r.parquet: the output's name must end in .csv"
-        in corrkd(*words, whole, "--out", tmp_path / "r.parquet").line
+        in corrkd(*args, data, "--out", tmp_path / "r.parquet").line
     )
 
 
-def test_synthetic_is_the_runs_own(finished: Path) -> None:  # noqa: F811
-    """Its widths are not the default ones, with which the model could not be tested at all."""
+def test_synthetic_means_the_data_of_the_run(finished: Path) -> None:  # noqa: F811
+    """The run's widths differ from the default, on which the model could not be evaluated."""
     assert corrkd("evaluate", finished, "--data", "synthetic", "--conditions", "complete").code == 0
 
 
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_compare_tells_what_failed_and_exits_with_1(tmp_path: Path, jobs: int) -> None:
+def test_compare_lists_failures_and_exits_with_1(tmp_path: Path, jobs: int) -> None:
     plan = {
         "datasets": {
             "built-in": {"settings": {k: v for k, v in tiny(**FAST).items() if k != "seeds"}}
@@ -483,7 +480,7 @@ def test_compare_tells_what_failed_and_exits_with_1(tmp_path: Path, jobs: int) -
     assert "has no arm 'kl' to compare with; available:" in unknown.line
 
 
-def test_compare_and_tune_refuse_what_cannot_be(tmp_path: Path) -> None:
+def test_compare_and_tune_refuse_invalid_arguments(tmp_path: Path) -> None:
     wrong = corrkd("compare", "--backend", "slurm", "--out", tmp_path / "a")
     assert wrong.line == "error: --backend 'slurm': expected joblib or ray"
     unknown = corrkd(
@@ -497,7 +494,7 @@ def test_compare_and_tune_refuse_what_cannot_be(tmp_path: Path) -> None:
 
 def test_tune_writes_a_plan_and_says_how_to_use_it(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny(**FAST)))
-    words = (
+    options = (
         "--settings",
         tmp_path / "tiny.yaml",
         "--seeds",
@@ -507,7 +504,7 @@ def test_tune_writes_a_plan_and_says_how_to_use_it(tmp_path: Path) -> None:
         "--trials",
         2,
     )
-    done = corrkd("tune", *words, "--out", tmp_path / "out")
+    done = corrkd("tune", *options, "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert "no-distillation  trial 2/2: " in done.err
     assert f"corrkd compare --settings {tmp_path / 'out' / 'tuned.yaml'}" in done.out

@@ -1,4 +1,4 @@
-"""What the documents say exists, exists; what they show as code runs."""
+"""Names, files and settings in the documentation exist, and its code runs."""
 
 from __future__ import annotations
 
@@ -55,23 +55,23 @@ pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """Fenced blocks of a language."""
+    """Return the fenced blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def prose(text: str) -> str:
-    """The text without its fenced and indented blocks."""
+    """Return the text without its fenced and indented blocks."""
     text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"^ {4}.*$", "", text, flags=re.MULTILINE)
 
 
 def inline_code(text: str) -> list[str]:
-    """What stands between single backticks, on one line."""
+    """Return the code between single backticks, each on one line."""
     return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose(text))]
 
 
 def anchors(text: str) -> set[str]:
-    """Anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings, as GitHub makes them."""
     titles = re.findall(
         r"^#+ (.+)$",
         re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL),
@@ -113,26 +113,24 @@ def test_names_and_files_exist(page: Path) -> None:
 
 
 def resolve(name: str) -> Any:
-    """The module, class, function or attribute of that dotted name. Raises AttributeError where
-    there is none.
-    """
-    parts = name.split(".")
-    found: Any = importlib.import_module(parts[0])
-    for place, part in enumerate(parts[1:], 2):
+    """Return the module, class, function or attribute of a dotted name, or raise AttributeError."""
+    names = name.split(".")
+    target: Any = importlib.import_module(names[0])
+    for length, attribute in enumerate(names[1:], 2):
         try:
-            found = importlib.import_module(".".join(parts[:place]))
+            target = importlib.import_module(".".join(names[:length]))
         except ModuleNotFoundError:
-            found = getattr(found, part)
-    return found
+            target = getattr(target, attribute)
+    return target
 
 
 @pages
 def test_settings_exist(page: Path) -> None:
-    rooms = "|".join(
+    groups = "|".join(
         name for name, field in Settings.model_fields.items() if is_model(field.annotation)
     )
     for code in inline_code(page.read_text("utf-8")):
-        match = re.fullmatch(rf"((?:{rooms})(?:\.\w+)+)(?:=(.*))?", code)
+        match = re.fullmatch(rf"((?:{groups})(?:\.\w+)+)(?:=(.*))?", code)
         if (
             not match
             or match[1].rsplit(".")[-1] in FILE_ENDINGS
@@ -149,7 +147,7 @@ def is_model(annotation: Any) -> bool:
 
 
 def leaves(model: BaseModel, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting by its dotted key, with its value. What a choice has is beside its name."""
+    """Yield every setting by its dotted key; options of a choice are beside its name."""
     if isinstance(model, Choice):
         yield f"{above}name", model.name
         model = model.options
@@ -171,8 +169,8 @@ def test_every_setting_is_listed_with_its_default() -> None:
     expected = {}
     for key in keys:
         value: Any = defaults
-        for part in key.split("."):
-            value = value[part]
+        for name in key.split("."):
+            value = value[name]
         of_teacher = key.replace("student.", "teacher.", 1)
         if key != of_teacher and of_teacher in keys:
             assert value == listed[of_teacher]
@@ -197,7 +195,7 @@ def test_every_form_of_a_loss_term_is_listed() -> None:
     text = (ROOT / "docs" / "running.md").read_text("utf-8")
     row = r"^\| `(\w+): \{form: (\w+)\}` \| `(\w+)` \| `([^`]+)` \|"
     listed = {
-        (*found[:3], yaml.safe_load(found[3])) for found in re.findall(row, text, re.MULTILINE)
+        (*cells[:3], yaml.safe_load(cells[3])) for cells in re.findall(row, text, re.MULTILINE)
     }
     expected = set()
     for term, field in CorrKDOptions.model_fields.items():
@@ -211,46 +209,46 @@ def test_every_form_of_a_loss_term_is_listed() -> None:
 
 
 @pages
-def test_commands_are_understood(page: Path) -> None:
+def test_commands_are_valid(page: Path) -> None:
     for line in commands(page.read_text("utf-8")):
         check_command(line)
 
 
 def commands(text: str) -> list[str]:
-    """Every `corrkd ...` that a page shows, in blocks, comments of blocks, and inline code."""
+    """Return every `corrkd ...` of a page, in blocks, their comments, and inline code."""
     lines = [
         line.strip().removeprefix("# ") for line in text.splitlines() if line.startswith("    ")
     ]
     lines += [line.strip() for block in blocks(text, r"\w*") for line in block.splitlines()]
     lines += re.findall(r"# (corrkd .*)$", "\n".join(blocks(text, "python")), re.MULTILINE)
-    shown = [code for code in inline_code(text) if not re.search(r"\.\.\.|\|", code)]
+    inline = [code for code in inline_code(text) if not re.search(r"\.\.\.|\|", code)]
     return [
         line[line.index("corrkd ") :]
-        for line in [*lines, *shown]
+        for line in [*lines, *inline]
         if line.startswith("corrkd ") or "--no-python corrkd " in line
     ]
 
 
 def check_command(line: str) -> None:
-    """Parses a command line as the program would, and its settings with it."""
-    words = shlex.split(line, comments=True)[1:]
+    """Parse a command line as the program would, with its settings."""
+    arguments = shlex.split(line, comments=True)[1:]
     command: Any = typer.main.get_command(app)
-    while words and hasattr(command, "commands"):
-        if words[0].startswith("-"):
+    while arguments and hasattr(command, "commands"):
+        if arguments[0].startswith("-"):
             break
-        assert words[0] in command.commands, f"{line}: no such command"
-        command, words = command.commands[words[0]], words[1:]
-    if hasattr(command, "commands") or not words:
+        assert arguments[0] in command.commands, f"{line}: no such command"
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    if hasattr(command, "commands") or not arguments:
         return  # a group, or a command named in passing
     try:
-        given = command.make_context(command.name, words).params
+        parameters = command.make_context(command.name, arguments).params
     except Exception as error:
         pytest.fail(f"{line}: {error}")
     presets = extractors.PRESETS if command.name == "features" else preset_names()
-    for preset in (given.get("preset"), given.get("name")):
+    for preset in (parameters.get("preset"), parameters.get("name")):
         assert preset in (None, "NAME", *presets), line
-    if command.name != "features" and "KEY=VALUE" not in (given.get("changes") or ()):
-        load_settings(preset=given.get("preset"), overrides=given.get("changes") or ())
+    if command.name != "features" and "KEY=VALUE" not in (parameters.get("changes") or ()):
+        load_settings(preset=parameters.get("preset"), overrides=parameters.get("changes") or ())
 
 
 @pytest.mark.parametrize(
@@ -263,7 +261,7 @@ def check_command(line: str) -> None:
         "corrkd data look x",
     ],
 )
-def test_a_wrong_command_is_noticed(line: str) -> None:
+def test_an_invalid_command_is_detected(line: str) -> None:
     with pytest.raises((AssertionError, pytest.fail.Exception, CorrKDError)):
         check_command(line)
 
@@ -286,18 +284,18 @@ def test_yaml_is_settings_or_a_plan(page: Path, tmp_path: Path) -> None:
         read(tmp_path / "settings.yaml")
 
 
-def test_the_plan_of_hrlf_s_ablation_is_a_plan() -> None:
+def test_the_plan_of_the_ablation_of_hrlf_is_valid() -> None:
     plan = load_plan(ROOT / "benchmarks" / "ablation-hrlf.yaml")
-    for part in plan.datasets.values():
-        arms = {arm.name: arm for arm in arms_of(part)}
-        assert part.reference_arm == "hrlf"
+    for dataset in plan.datasets.values():
+        arms = {arm.name: arm for arm in arms_of(dataset)}
+        assert dataset.reference_arm == "hrlf"
         assert {arm.network.name for arm in arms.values()} == {"hrlf"}
         for term in ("frf", "hmi", "hal"):
             weights = arms[f"hrlf-without-{term}"].method.model_dump()
             assert [t for t in ("frf", "hmi", "hal", "kl") if not weights[t]["weight"]] == [term]
 
 
-def test_the_plans_of_our_results_are_plans() -> None:
+def test_the_plans_of_our_results_are_valid() -> None:
     (built_in,) = load_plan(ROOT / "benchmarks" / "comparison.yaml").datasets.values()
     assert set(built_in.arms) == set(GROUPS["all"])
     real = load_plan(ROOT / "benchmarks" / "comparison-real.yaml").datasets
@@ -307,20 +305,20 @@ def test_the_plans_of_our_results_are_plans() -> None:
 
 
 @pages
-def test_python_is_python(page: Path) -> None:
+def test_python_compiles(page: Path) -> None:
     for block in blocks(page.read_text("utf-8"), "python"):
         compile(block, str(page), "exec")
 
 
 def run_blocks(name: str) -> dict[str, Any]:
-    """Runs a page's Python from top to bottom; what it defines."""
+    """Run a page's Python from top to bottom, and return what it defines."""
     scope: dict[str, Any] = {"__name__": "page"}
     for block in blocks((ROOT / name).read_text("utf-8"), "python"):
         exec(compile(block, name, "exec", dont_inherit=True), scope)
     return scope
 
 
-def one_at_a_time(run_jobs: Any, *args: Any, **options: Any) -> Any:
+def run_serially(run_jobs: Any, *args: Any, **options: Any) -> Any:
     return run_jobs(*args, **{**options, "at_once": 1})
 
 
@@ -338,8 +336,8 @@ SLOW = {"docs/running.md": [pytest.mark.slow]}  # README.md has the same calls
 def test_code_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "write_report", lambda folder: folder)  # takes longer than these runs
-    one_by_one = partial(one_at_a_time, run.run_jobs)  # a process more has to import torch
-    monkeypatch.setattr(run, "run_jobs", one_by_one)
+    serial = partial(run_serially, run.run_jobs)  # another process would have to import torch
+    monkeypatch.setattr(run, "run_jobs", serial)
     for split, size in {
         "train": 240,
         "valid": 120,

@@ -1,4 +1,4 @@
-"""Text for where it is shown."""
+"""Text escaped for terminals, tables and lines of errors."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ ANY = st.text(st.characters(exclude_categories=[]))
 TRICKY = st.one_of(ANY, st.text("'=+-@\t\r\n,\";1aé[]$", max_size=8))
 
 
-def obeyed(character: str) -> bool:
+def is_control(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 @given(ANY)
-def test_a_terminal_obeys_nothing(text: str) -> None:
-    shown = terminal_text(text)
-    assert not any(obeyed(c) for c in shown if c != "\n")
-    shown.encode()
-    assert terminal_text(shown) == shown
+def test_terminal_text_has_no_control_characters(text: str) -> None:
+    escaped = terminal_text(text)
+    assert not any(is_control(c) for c in escaped if c != "\n")
+    escaped.encode()
+    assert terminal_text(escaped) == escaped
 
 
 @pytest.mark.parametrize(
     "text", ["plain", "é 日本語 ±", "p\u00a0<\u00a00.05", "two\nlines", "", "a\\b"]
 )
-def test_what_is_harmless_stays(text: str) -> None:
+def test_harmless_text_is_unchanged(text: str) -> None:
     assert terminal_text(text) == text
 
 
@@ -44,7 +44,7 @@ def test_what_is_harmless_stays(text: str) -> None:
 def test_an_error_is_one_line_of_bounded_length(text: str) -> None:
     message = str(CorrKDError(text * 40))
     assert len(message) <= LONGEST_LINE
-    assert not any(obeyed(c) for c in message)
+    assert not any(is_control(c) for c in message)
     assert str(CorrKDError(message)) == message
 
 
@@ -66,7 +66,7 @@ def test_a_cell_is_no_formula_and_is_read_back(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["-3g5yACwYnA[1]", "-2", "+1", "plain", "", "-", "ratio-0.3", "'quoted'", "a=b"]
 )
-def test_ids_and_classes_of_the_field_stay(text: str) -> None:
+def test_common_ids_and_classes_are_unchanged(text: str) -> None:
     assert csv_text(text) == text
 
 
@@ -109,7 +109,7 @@ def test_a_table_is_read_back(rows: list[tuple[str, float]]) -> None:
     assert [float(number) for number in back["=value"]] == [number for _, number in rows]
 
 
-def test_the_table_that_is_written_is_not_changed(tmp_path: Path) -> None:
+def test_writing_does_not_change_the_table(tmp_path: Path) -> None:
     table = pd.DataFrame({"id": ["=1", None], "x": np.array([-1.5, 2])})
     before = table.copy()
     write_csv(tmp_path / "t.csv", table)
@@ -117,7 +117,7 @@ def test_the_table_that_is_written_is_not_changed(tmp_path: Path) -> None:
     assert (tmp_path / "t.csv").read_text() == "id,x\n'=1,-1.5\n,2.0\n"
 
 
-def test_progress_obeys_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_has_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     from corrkd.experiment.progress import Reporter
 
     hostile = "\x1b[2J[red]x[/nothing] \u202e\nerror: a line of its own"
@@ -130,7 +130,7 @@ def test_progress_obeys_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(line.isprintable() and "[red]x[/nothing]" in line for line in lines)
 
 
-def test_bars_and_tables_read_no_markup(tmp_path: Path) -> None:
+def test_bars_and_tables_interpret_no_markup(tmp_path: Path) -> None:
     from rich.console import Console
 
     from corrkd.experiment.job import Job
@@ -139,8 +139,8 @@ def test_bars_and_tables_read_no_markup(tmp_path: Path) -> None:
     from corrkd.experiment.runner import state_table
     from corrkd.experiment.settings import ArmSettings, Settings
 
-    part = DatasetPlan(settings=Settings(), arms={"b": ArmSettings()})
-    job = Job(tmp_path / "a", part, "b", 0)
+    dataset_plan = DatasetPlan(settings=Settings(), arms={"b": ArmSettings()})
+    job = Job(tmp_path / "a", dataset_plan, "b", 0)
     job.folder.mkdir(parents=True)
     (job.folder / "progress").write_text("x \x1b[2J[/nothing]")
     reporter = Reporter()
@@ -158,7 +158,7 @@ def test_bars_and_tables_read_no_markup(tmp_path: Path) -> None:
     assert "[/nothing]" in written
 
 
-def test_the_command_line_s_errors_are_printed_as_text() -> None:
+def test_errors_of_the_command_line_are_printed_as_text() -> None:
     from tests.command import corrkd
 
     line = corrkd("data", "inspect", "/no\x1b[2J[red]where\u202e").line

@@ -26,13 +26,13 @@ def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.rglob("*"))
 
 
-def test_files_are_replaced_whole(tmp_path: Path) -> None:
+def test_files_are_replaced_completely(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.txt"
     write_text(path, "é")
     assert path.read_bytes() == "é".encode()
     write_bytes(path, b"other")
     assert path.read_bytes() == b"other"
-    write_with(path, lambda part: part.write_text("third"))
+    write_with(path, lambda temporary: temporary.write_text("third"))
     assert path.read_text() == "third"
     assert names(tmp_path) == ["a.txt", "new"]
 
@@ -43,15 +43,15 @@ def test_an_interrupted_write_leaves_the_old_file_alone(
 ) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(error), replacing(path) as part:  # noqa: PT012
-        part.write_text("half")
-        assert part.parent == tmp_path  # the same disk: the replacement is one step
+    with pytest.raises(error), replacing(path) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        assert temporary.parent == tmp_path  # the same disk: the replacement is one step
         raise error
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
 
 
-def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+def test_unwritable_paths_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file" / "a.txt", tmp_path / "file" / "deep" / "a.txt"):
         with pytest.raises(CorrKDError, match="cannot create the folder"):
@@ -66,31 +66,31 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file", "folder"]
 
 
-def test_parts_of_killed_processes_are_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
     kept = [tmp_path / "a.part", tmp_path / ".hidden", tmp_path / "seed-0" / "model.json"]
-    parts = [tmp_path / ".a.json.01234567.part", tmp_path / "seed-0" / "deep" / ".b.89abcdef.part"]
-    for path in kept + parts:
+    stale = [tmp_path / ".a.json.01234567.part", tmp_path / "seed-0" / "deep" / ".b.89abcdef.part"]
+    for path in kept + stale:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
     remove_parts(tmp_path)
     assert all(path.exists() for path in kept)
-    assert not any(path.exists() for path in parts)
+    assert not any(path.exists() for path in stale)
 
 
-def test_the_temporary_file_may_lie_aside(tmp_path: Path) -> None:
+def test_the_temporary_file_may_be_in_another_folder(tmp_path: Path) -> None:
     (tmp_path / "aside").mkdir()
-    with replacing(tmp_path / "a.txt", aside=tmp_path / "aside") as part:
-        part.write_text("whole")
-        assert part.parent == tmp_path / "aside"
-        assert names(tmp_path) == sorted(["aside", part.name, f"{part.stem}.lock"])
+    with replacing(tmp_path / "a.txt", aside=tmp_path / "aside") as temporary:
+        temporary.write_text("whole")
+        assert temporary.parent == tmp_path / "aside"
+        assert names(tmp_path) == sorted(["aside", temporary.name, f"{temporary.stem}.lock"])
     assert (tmp_path / "a.txt").read_text() == "whole"
     assert names(tmp_path) == ["a.txt", "aside"]
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_a_folder_of_files_arrives_whole_or_not_at_all(tmp_path: Path, there: bool) -> None:
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_folder_is_written_completely_or_not_at_all(tmp_path: Path, exists: bool) -> None:
     folder = tmp_path / "deep" / "model"
-    if there:
+    if exists:
         folder.mkdir(parents=True)
         for name in ("a", "card", "other"):
             (folder / name).write_text("old")
@@ -99,7 +99,7 @@ def test_a_folder_of_files_arrives_whole_or_not_at_all(tmp_path: Path, there: bo
         with pytest.raises(error), replacing_all(folder, ("a", "card")) as aside:  # noqa: PT012
             (aside / "a").write_text("new")
             raise error
-        assert folder.exists() is there
+        assert folder.exists() is exists
         assert {p.name: p.read_text() for p in folder.glob("*")} == before
     with replacing_all(folder, ("a", "card")) as aside:
         for name in ("a", "card"):
@@ -124,7 +124,7 @@ def test_a_folder_of_files_arrives_whole_or_not_at_all(tmp_path: Path, there: bo
         pass
 
 
-def test_one_at_a_time(tmp_path: Path) -> None:
+def test_a_folder_is_locked_by_one_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     with exclusive(folder, "first"):
         with pytest.raises(CorrKDError, match=r"^wait$"), exclusive(folder, "wait"):
@@ -143,10 +143,10 @@ def test_one_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_a_temporary_file_is_never_one_that_was_there(
+def test_a_temporary_file_is_never_an_existing_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even where somebody knows its name before, and put a link there."""
+    """Not even if somebody has guessed its name and put a link there."""
     (tmp_path / "precious").write_text("precious")
     names = iter(["00000000", "11111111"])
     monkeypatch.setattr("secrets.token_hex", lambda _: next(names))
@@ -168,16 +168,16 @@ def test_a_file_that_is_a_link_is_replaced_and_not_followed(tmp_path: Path) -> N
     assert (tmp_path / "precious").read_text() == "precious"
 
 
-def test_what_is_being_written_is_not_swept(tmp_path: Path) -> None:
-    """By this process or another: a lock says that the writer lives."""
-    with replacing(tmp_path / "a.txt") as part, replacing_all(tmp_path / "new", ("b",)) as aside:
+def test_files_being_written_are_not_removed(tmp_path: Path) -> None:
+    """Neither by this process nor by another, as a lock shows that the writer lives."""
+    with replacing(tmp_path / "a.txt") as file, replacing_all(tmp_path / "new", ("b",)) as aside:
         remove_parts(tmp_path)
         check = (
             "import sys; from pathlib import Path; from corrkd.files import remove_parts; "
             "remove_parts(Path(sys.argv[1]))"
         )
         subprocess.run([sys.executable, "-c", check, str(tmp_path)], check=True, timeout=60)
-        part.write_text("a")
+        file.write_text("a")
         (aside / "b").write_text("b")
     assert names(tmp_path) == ["a.txt", "b", "new"]
 
@@ -188,31 +188,31 @@ from pathlib import Path
 from corrkd.files import replacing, replacing_all
 folder = Path(sys.argv[1])
 with (
-    replacing(folder / "a.txt") as part,
-    replacing(folder / "deep" / "b.txt") as other,
+    replacing(folder / "a.txt") as first,
+    replacing(folder / "deep" / "b.txt") as second,
     replacing_all(folder / "new", ("c",)) as aside,
 ):
-    for path in (part, other, aside / "c"):
+    for path in (first, second, aside / "c"):
         path.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     assert (
         subprocess.run(
             [sys.executable, "-c", KILLED, str(tmp_path)], check=False, timeout=60
         ).returncode
         == -9
     )
-    left = [
+    leftovers = [
         p
         for p in tmp_path.rglob(".*")
         if p.suffix in (".part", ".lock") or p.name.startswith(".writing-")
     ]
-    assert len(left) == 6  # each with its lock
-    check_new(tmp_path / "a.txt", overwrite=False)  # what lies beside it, at its next start
-    assert [p.parent.name for p in left if p.exists()] == ["deep", "deep"]
+    assert len(leftovers) == 6  # each with its lock
+    check_new(tmp_path / "a.txt", overwrite=False)  # removes leftovers beside the file
+    assert [p.parent.name for p in leftovers if p.exists()] == ["deep", "deep"]
     remove_parts(tmp_path)
     assert names(tmp_path) == ["deep"]
 
@@ -227,8 +227,8 @@ with exclusive(Path(sys.argv[1]), "busy"):
 """
 
 
-def test_the_lock_of_a_folder_goes_with_its_process(tmp_path: Path) -> None:
-    """A second process is refused while the first lives, and let in once that is killed."""
+def test_the_lock_of_a_folder_ends_with_its_process(tmp_path: Path) -> None:
+    """A second process is refused until the first is killed."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDS, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -245,10 +245,10 @@ def test_the_lock_of_a_folder_goes_with_its_process(tmp_path: Path) -> None:
         pass
 
 
-def test_the_temporary_file_is_closed_and_locked_when_it_takes_its_place(
+def test_the_temporary_file_is_closed_and_locked_when_it_is_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Windows moves no open file; and another process may sweep the folder at any time."""
+    """Windows moves no open file, and another process may clean the folder at any time."""
     moves = []
 
     def replace(source: Path, target: Path) -> None:
@@ -266,8 +266,8 @@ def test_the_temporary_file_is_closed_and_locked_when_it_takes_its_place(
     assert names(tmp_path) == ["a.txt", "b"]
 
 
-def test_parts_of_other_programs_stay(tmp_path: Path) -> None:
-    strangers = (
+def test_files_of_other_programs_are_kept(tmp_path: Path) -> None:
+    others = (
         ".x.part",
         ".part",
         "y.12345678.part",
@@ -275,8 +275,8 @@ def test_parts_of_other_programs_stay(tmp_path: Path) -> None:
         ".z.1234567g.part",
         ".writing-ABCDEFGHIJ",
     )
-    for name in strangers:
+    for name in others:
         (tmp_path / name).write_text("x")
     remove_parts(tmp_path)
     check_new(tmp_path / "x", overwrite=False)
-    assert names(tmp_path) == sorted(strangers)
+    assert names(tmp_path) == sorted(others)

@@ -25,11 +25,11 @@ from tests.experiment.conftest import finished, no_report, tiny, write_npz  # no
         (1e19, "10000 PB"),
     ],
 )
-def test_sizes_as_people_write_them(count: float, text: str) -> None:
+def test_sizes_are_readable(count: float, text: str) -> None:
     assert size_text(count) == text
 
 
-def test_a_container_may_have_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = SimpleNamespace(available=1_024_000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
     monkeypatch.setattr(corrkd.memory, "CGROUP", tmp_path)
@@ -48,7 +48,7 @@ def test_samples_too_long_for_attention_are_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In training, evaluation and prediction: before anything of that size is made."""
+    """In training, evaluation and prediction, before memory of that size is allocated."""
     data = write_npz(tmp_path / "short.npz", {"language": 8, "audio": 8, "vision": 8})
     long = {**np.load(data)}
     long["audio"] = np.random.default_rng(0).normal(size=(60, 5000, 8)).astype(np.float32)

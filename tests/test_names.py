@@ -1,4 +1,4 @@
-"""One decision about file names: what is refused, and what other names become."""
+"""File names: which are refused, and which file each other name becomes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from corrkd.errors import CorrKDError
 from corrkd.files import LONGEST_NAME, check_names, file_names, name_fault
 
-FIT = ("mosi", "CMU-MOSI", "hazumi1911", "a.b", "_x", "日本", "é", "2024-01-01", "kl", "ascon")
-UNFIT = (
+VALID = ("mosi", "CMU-MOSI", "hazumi1911", "a.b", "_x", "日本", "é", "2024-01-01", "kl", "ascon")
+INVALID = (
     *(
         "",
         ".",
@@ -47,20 +47,20 @@ UNFIT = (
         "a+b",
     ),
 )
-# Names that are hard on a file system, beside any text.
+# Names that are difficult for a file system, besides any text.
 NAMES = st.one_of(
-    st.text(max_size=30), st.sampled_from(UNFIT), st.text("aAbB./\\-+~ \0", max_size=6)
+    st.text(max_size=30), st.sampled_from(INVALID), st.text("aAbB./\\-+~ \0", max_size=6)
 )
 
 
-@pytest.mark.parametrize("name", FIT)
-def test_fit_names(name: str) -> None:
+@pytest.mark.parametrize("name", VALID)
+def test_valid_names(name: str) -> None:
     assert name_fault(name) is None
     assert file_names([name]) == {name: name}
 
 
-@pytest.mark.parametrize("name", UNFIT)
-def test_unfit_names(name: str) -> None:
+@pytest.mark.parametrize("name", INVALID)
+def test_invalid_names(name: str) -> None:
     assert name_fault(name)
     with pytest.raises(CorrKDError, match=r"^dataset ") as caught:
         check_names([name], "dataset")
@@ -68,12 +68,10 @@ def test_unfit_names(name: str) -> None:
 
 
 @given(st.lists(NAMES, max_size=8))
-def test_names_that_data_bring_never_share_a_file_and_never_leave_the_folder(
-    names: list[str],
-) -> None:
-    found = file_names(names)
-    assert found.keys() == set(names)
-    files = list(found.values())
+def test_names_from_data_never_share_a_file_or_leave_the_folder(names: list[str]) -> None:
+    result = file_names(names)
+    assert result.keys() == set(names)
+    files = list(result.values())
     assert len({unicodedata.normalize("NFC", file).casefold() for file in files}) == len(set(names))
     for file in files:
         path = Path("/folder") / file
@@ -90,8 +88,8 @@ def test_a_name_becomes_the_same_file_every_time(name: str) -> None:
 
 
 def test_names_that_differ_in_case_alone_become_two_files(tmp_path: Path) -> None:
-    found = file_names(["MOSI", "mosi", "x"])
-    assert found["x"] == "x"
-    assert len({file.casefold() for file in found.values()}) == 3
-    for file in found.values():
+    files = file_names(["MOSI", "mosi", "x"])
+    assert files["x"] == "x"
+    assert len({file.casefold() for file in files.values()}) == 3
+    for file in files.values():
         (tmp_path / file).write_text("")

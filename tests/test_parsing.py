@@ -1,6 +1,4 @@
-"""JSON and YAML that somebody else wrote: read rightly, or one short line; never a lot of
-memory.
-"""
+"""JSON and YAML of other users: read correctly, or refused in one short line and little memory."""
 
 from __future__ import annotations
 
@@ -74,7 +72,7 @@ BAD_JSON = [
 ]
 
 
-def one_short_line(call: Callable[[], object], words: str) -> None:
+def check_short_line(call: Callable[[], object], expected: str) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(CorrKDError) as caught:
@@ -83,27 +81,27 @@ def one_short_line(call: Callable[[], object], words: str) -> None:
     finally:
         tracemalloc.stop()
     message = str(caught.value)
-    assert words in message
+    assert expected in message
     assert message.isprintable()
     assert len(message) <= 500
 
 
-@pytest.mark.parametrize(("text", "words"), BAD_YAML)
-def test_bad_yaml_is_one_short_line_for_settings_plans_and_kept_plans(
-    tmp_path: Path, text: str, words: str
+@pytest.mark.parametrize(("text", "expected"), BAD_YAML)
+def test_bad_yaml_is_one_short_line_for_settings_plans_and_stored_plans(
+    tmp_path: Path, text: str, expected: str
 ) -> None:
     (tmp_path / "plan.yaml").write_text(text)
     for read in (
         lambda: load_settings(tmp_path / "plan.yaml"),
         lambda: load_plan(tmp_path / "plan.yaml"),
     ):
-        one_short_line(read, words)
-    one_short_line(lambda: read_plan(tmp_path), words)
+        check_short_line(read, expected)
+    check_short_line(lambda: read_plan(tmp_path), expected)
 
 
-@pytest.mark.parametrize(("text", "words"), BAD_JSON)
-def test_bad_json_is_one_short_line(text: str | bytes, words: str) -> None:
-    one_short_line(lambda: parse_json(text, "a.json"), words)
+@pytest.mark.parametrize(("text", "expected"), BAD_JSON)
+def test_bad_json_is_one_short_line(text: str | bytes, expected: str) -> None:
+    check_short_line(lambda: parse_json(text, "a.json"), expected)
 
 
 def test_a_value_that_an_error_quotes_is_shortened(tmp_path: Path) -> None:
@@ -123,10 +121,10 @@ def test_a_value_that_an_error_quotes_is_shortened(tmp_path: Path) -> None:
                 }
             )
         )
-        one_short_line(lambda: load_settings(tmp_path / "s.yaml"), "settings")
+        check_short_line(lambda: load_settings(tmp_path / "s.yaml"), "settings")
 
 
-def test_aliases_dates_and_merges_of_honest_files() -> None:
+def test_aliases_dates_and_merges_are_read() -> None:
     tree = parse_yaml(
         "a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: *a\nd: 2026-02-30\ne: 2026-01-01", "s"
     )
@@ -152,7 +150,7 @@ PLAIN = st.recursive(
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(PLAIN)
-def test_what_is_written_is_read(tree: Any) -> None:
+def test_written_values_are_read_back(tree: Any) -> None:
     assert parse_json(json.dumps(tree), "x") == tree
     assert parse_yaml(yaml.safe_dump(tree), "x") == tree
 
@@ -161,27 +159,27 @@ def test_what_is_written_is_read(tree: Any) -> None:
 def test_a_digest_is_of_the_contents_however_they_are_written(
     tree: dict[str, Any], data: st.DataObject
 ) -> None:
-    whole = with_digest(tree)
-    check_digest(json.loads(json.dumps(whole, indent=3)), "x", "y")
-    rest = {key: value for key, value in tree.items() if key != "digest"}
-    if rest:
-        key = data.draw(st.sampled_from(sorted(rest)))
+    digested = with_digest(tree)
+    check_digest(json.loads(json.dumps(digested, indent=3)), "x", "y")
+    contents = {key: value for key, value in tree.items() if key != "digest"}
+    if contents:
+        key = data.draw(st.sampled_from(sorted(contents)))
         for changed in (
-            {**whole, key: [rest[key], 1]},
-            {k: v for k, v in whole.items() if k != key},
+            {**digested, key: [contents[key], 1]},
+            {k: v for k, v in digested.items() if k != key},
         ):
             with pytest.raises(CorrKDError, match=r"x: changed since it was written: .*; y"):
                 check_digest(changed, "x", "y")
 
 
-def test_every_flipped_bit_of_a_yaml_file_with_a_digest_is_found(tmp_path: Path) -> None:
+def test_flipped_bits_of_a_yaml_file_with_a_digest_are_detected(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
-    whole = yaml_with_digest(load_settings().to_yaml()).encode()
-    path.write_bytes(whole)
+    content = yaml_with_digest(load_settings().to_yaml()).encode()
+    path.write_bytes(content)
     check_yaml_digest(path, "put it back")
-    for place in range(0, len(whole), 7):
-        changed = bytearray(whole)
-        changed[place] ^= 1 << place % 8
+    for i in range(0, len(content), 7):
+        changed = bytearray(content)
+        changed[i] ^= 1 << i % 8
         path.write_bytes(bytes(changed))
         with pytest.raises(CorrKDError):
             check_yaml_digest(path, "put it back")

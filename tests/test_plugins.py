@@ -23,11 +23,11 @@ from tests.conftest import Offer
 
 
 class Mine(Method[Any]):
-    """What another package offers."""
+    """A method of another package."""
 
 
-def refused(find: Callable[[str], Any], name: str) -> str:
-    """The one line with which a name is refused."""
+def refusal(find: Callable[[str], Any], name: str) -> str:
+    """Return the line with which a name is refused."""
     with pytest.raises(CorrKDError) as caught:
         find(name)
     line = str(caught.value)
@@ -41,12 +41,12 @@ def test_a_method_of_another_package_is_found_after_the_built_in_ones(offer: Off
     assert method_class("zeta") is Mine
 
 
-def test_an_unknown_name_is_told_what_there_is(offer: Offer) -> None:
+def test_the_error_of_an_unknown_name_lists_those_available(offer: Offer) -> None:
     offer("corrkd.methods", mine=f"{__name__}:Mine")
-    line = refused(method_class, "mime")
+    line = refusal(method_class, "mime")
     assert line.startswith("unknown method 'mime'")
     assert {*BUILT_IN, "mine"} <= set(line.rpartition("available: ")[2].split(", "))
-    assert "mine" not in refused(network_class, "mime").split("available: ")[1]  # another group
+    assert "mine" not in refusal(network_class, "mime").split("available: ")[1]  # another group
 
 
 def test_a_built_in_name_cannot_be_taken_over(offer: Offer) -> None:
@@ -58,11 +58,11 @@ def test_a_built_in_name_cannot_be_taken_over(offer: Offer) -> None:
 
 
 @pytest.mark.parametrize("value", ["corrkd_no_such_module:Mine", f"{__name__}:NoSuchClass"])
-def test_what_cannot_be_loaded_is_one_line_that_says_where_it_comes_from(
+def test_an_entry_point_that_cannot_be_loaded_is_a_one_line_error_with_its_origin(
     offer: Offer, value: str
 ) -> None:
     offer("corrkd.methods", mine=value)
-    line = refused(method_class, "mine")
+    line = refusal(method_class, "mine")
     assert line.startswith(f"method 'mine' (entry point {value}): cannot be loaded: ")
     assert (
         value.replace(f"{__name__}:", "").removesuffix(":Mine")
@@ -73,35 +73,33 @@ def test_what_cannot_be_loaded_is_one_line_that_says_where_it_comes_from(
 @pytest.mark.parametrize(
     "value", ["json:loads", "fractions:Fraction", "corrkd.networks.late_fusion:LateFusionNetwork"]
 )
-def test_what_is_no_method_is_refused(offer: Offer, value: str) -> None:
+def test_objects_that_are_no_method_are_refused(offer: Offer, value: str) -> None:
     offer("corrkd.methods", mine=value)
-    assert refused(method_class, "mine").endswith(
+    assert refusal(method_class, "mine").endswith(
         f"(entry point {value}): is no subclass of corrkd.methods.base.Method"
     )
 
 
-def test_two_packages_with_one_name_are_refused(offer: Offer) -> None:
+def test_two_packages_with_the_same_name_are_refused(offer: Offer) -> None:
     offer("corrkd.methods", mine=f"{__name__}:Mine")
     offer("corrkd.methods", mine="another.package:Mine")
-    assert "another.package:Mine has the same name" in refused(method_class, "mine")
+    assert "another.package:Mine has the same name" in refusal(method_class, "mine")
 
 
 def test_a_method_is_no_network(offer: Offer) -> None:
     offer("corrkd.networks", mine=f"{__name__}:Mine")
-    assert refused(network_class, "mine").endswith("is no subclass of corrkd.networks.base.Network")
+    assert refusal(network_class, "mine").endswith("is no subclass of corrkd.networks.base.Network")
 
 
 @pytest.mark.parametrize("name", list(BUILT_IN))
-def test_every_built_in_name_leads_to_a_method_whose_network_is_found_by_its_name(
-    name: str,
-) -> None:
+def test_every_built_in_name_gives_a_method_and_its_network(name: str) -> None:
     kind = method_class(name)
     assert issubclass(kind, Method)
     assert kind.network is None or network_class(kind.network).name == kind.network
 
 
 class Unnamed(CorrKDNetwork):
-    """Has no name of its own, so that a saved model of it would be loaded as another network."""
+    """Without a name: a saved model of it would be loaded as the parent class."""
 
 
 class WithUnnamed(Method[Unnamed]):
@@ -109,7 +107,7 @@ class WithUnnamed(Method[Unnamed]):
     network = "unnamed"
 
 
-def test_a_network_without_a_name_of_its_own_is_refused_before_training(offer: Offer) -> None:
+def test_an_unnamed_network_is_refused_before_training(offer: Offer) -> None:
     offer("corrkd.methods", mine=f"{__name__}:WithUnnamed")
     offer("corrkd.networks", unnamed=f"{__name__}:Unnamed")
     with pytest.raises(
@@ -119,17 +117,17 @@ def test_a_network_without_a_name_of_its_own_is_refused_before_training(offer: O
 
 
 class Graded(ClassesTarget):
-    """Its kind is that of the built-in classes, by which a card would load them instead."""
+    """With the kind of the built-in classes, which a card would load instead."""
 
 
 class Steps(Prosody):
-    """Its name is that of the built-in extractor."""
+    """With the name of the built-in extractor."""
 
 
-def test_a_class_whose_stored_name_leads_to_another_is_refused(offer: Offer) -> None:
+def test_a_class_whose_stored_name_gives_another_is_refused(offer: Offer) -> None:
     offer("corrkd.targets", graded=f"{__name__}:Graded")
     offer("corrkd.extractors", steps=f"{__name__}:Steps")
-    assert "Graded.kind is 'classes'; it must be the name of" in refused(target_class, "graded")
+    assert "Graded.kind is 'classes'; it must be the name of" in refusal(target_class, "graded")
     with pytest.raises(CorrKDError, match=r"Steps\.name is 'prosody'; it must be the name of"):
         extractor_class("steps", "audio")
 
@@ -140,10 +138,10 @@ def test_an_error_of_several_lines_becomes_one(
     (tmp_path / "corrkd_broken_here.py").write_text('raise ImportError("first\\n  second")\n')
     monkeypatch.syspath_prepend(tmp_path)
     offer("corrkd.methods", mine="corrkd_broken_here:Mine")
-    assert refused(method_class, "mine").endswith("ImportError: first second")
+    assert refusal(method_class, "mine").endswith("ImportError: first second")
 
 
 @pytest.mark.parametrize("name", ["../mine", "mine/../../x", "-mine", "con", ".mine"])
-def test_a_name_that_is_no_folder_s_is_refused(offer: Offer, name: str) -> None:
+def test_a_name_that_no_folder_may_have_is_refused(offer: Offer, name: str) -> None:
     offer("corrkd.methods", **{name: f"{__name__}:Mine"})
-    assert "a name of a folder, which" in refused(method_class, name)
+    assert "a name of a folder, which" in refusal(method_class, name)

@@ -1,4 +1,4 @@
-"""On systems that lack modules and calls of POSIX."""
+"""Systems that lack modules and calls of POSIX."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import corrkd
 SOURCE = Path(corrkd.__file__).parent
 
 # As on Windows: these modules, calls and signals do not exist.
-ELSEWHERE = """
+WITHOUT_POSIX = """
 import multiprocessing, os, signal, subprocess, sys, tempfile
 import psutil
 sys.modules["fcntl"] = sys.modules["resource"] = None
@@ -26,15 +26,15 @@ multiprocessing.get_all_start_methods = lambda: ["spawn"]
 """
 
 IMPORTS = f"""
-import torch, uvicorn  # what other packages take from POSIX, where they see Linux, is their affair
-{ELSEWHERE}
+import torch, uvicorn  # before POSIX is hidden, as they use it on Linux
+{WITHOUT_POSIX}
 import corrkd, corrkd.cli, corrkd.serve.server, corrkd.serve.clip_worker
 import corrkd.serve.clip_processes, corrkd.workers
 assert corrkd.serve.server._most_descriptors() > 0
 """
 
 WORKS = f"""
-{ELSEWHERE}
+{WITHOUT_POSIX}
 from pathlib import Path
 from corrkd.errors import CorrKDError
 from corrkd.files import exclusive, remove_parts, replacing, replacing_all
@@ -46,8 +46,8 @@ with exclusive(folder, "busy"):
             raise AssertionError("two at once")
     except CorrKDError as error:
         assert str(error) == "busy"
-    with replacing(folder / "a.txt") as part:
-        part.write_bytes(b"a")
+    with replacing(folder / "a.txt") as temporary:
+        temporary.write_bytes(b"a")
         remove_parts(folder)
     with replacing_all(folder / "b", ("c",)) as aside:
         (aside / "c").write_bytes(b"c")
@@ -55,7 +55,7 @@ assert available_memory() > 0
 """
 
 
-def elsewhere(code: str, *arguments: str) -> None:
+def run_without_posix(code: str, *arguments: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         check=False,
@@ -67,21 +67,21 @@ def elsewhere(code: str, *arguments: str) -> None:
 
 
 def test_the_package_imports_where_posix_is_missing() -> None:
-    elsewhere(IMPORTS)
+    run_without_posix(IMPORTS)
 
 
-def test_no_module_imports_what_posix_alone_has() -> None:
-    """But in a function, or where the import may fail."""
-    of_posix = re.compile(
+def test_no_module_imports_modules_of_posix() -> None:
+    """Except in a function, or where the import may fail."""
+    posix_import = re.compile(
         r"^(import|from) (fcntl|resource|pwd|grp|termios|tty|pty)\b", re.MULTILINE
     )
     modules = {path: path.read_text("utf-8") for path in SOURCE.rglob("*.py")}
     assert len(modules) > 100
-    assert [path.name for path, text in modules.items() if of_posix.search(text)] == []
+    assert [path.name for path, text in modules.items() if posix_import.search(text)] == []
 
 
 def test_files_are_written_and_locked_where_posix_is_missing(tmp_path: Path) -> None:
-    elsewhere(WORKS, str(tmp_path))
+    run_without_posix(WORKS, str(tmp_path))
     assert (tmp_path / "a.txt").read_text() == "a"
     assert (tmp_path / "b" / "c").read_text() == "c"
     assert not list(tmp_path.rglob("*.part"))

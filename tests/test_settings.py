@@ -20,7 +20,7 @@ PRESETS = {
 }
 
 
-def test_the_presets_are_there_and_valid() -> None:
+def test_the_presets_exist_and_are_valid() -> None:
     assert set(preset_names()) >= PRESETS
     for name in preset_names():
         assert load_settings(preset=name) != Settings()
@@ -34,11 +34,11 @@ def test_the_presets_are_there_and_valid() -> None:
         ("iemocap", 4e-3, 64, 30, 10, 1.4),
     ],
 )
-def test_the_papers_numbers(
+def test_the_settings_of_the_paper(
     name: str, lr: float, batch: int, epochs: int, heads: int, boundary: float
 ) -> None:
-    chosen = load_settings(preset=f"paper-{name}")
-    for stage in (chosen.teacher, chosen.student):
+    settings = load_settings(preset=f"paper-{name}")
+    for stage in (settings.teacher, settings.student):
         assert (stage.lr, stage.batch_size, stage.epochs, stage.optimizer) == (
             lr,
             batch,
@@ -48,8 +48,8 @@ def test_the_papers_numbers(
         assert stage.network.name == "corrkd"
         network = stage.network.options.model_dump()
         assert (network["width"], network["heads"], network["fill"]) == (40, heads, "zeros")
-    assert chosen.student.method.name == "corrkd"
-    assert chosen.student.method.options.model_dump() == {
+    assert settings.student.method.name == "corrkd"
+    assert settings.student.method.options.model_dump() == {
         "task": {"weight": 1},
         "scd": {
             "form": "contrast",
@@ -62,17 +62,17 @@ def test_the_papers_numbers(
         "rcd": {"form": "information", "weight": 1, "critic_hidden": 64, "renormalize": False},
         "kl": {"weight": 0, "temperature": 1},
     }
-    assert chosen.data.normalise == "scale"
-    assert len(chosen.seeds) == 5
+    assert settings.data.normalise == "scale"
+    assert len(settings.seeds) == 5
 
 
 @pytest.mark.parametrize(
     ("name", "lr", "batch", "epochs", "heads"),
     [("mosi", 1e-3, 128, 50, 10), ("mosei", 2e-3, 16, 20, 8), ("iemocap", 4e-3, 32, 30, 10)],
 )
-def test_hrlf_s_numbers(name: str, lr: float, batch: int, epochs: int, heads: int) -> None:
-    chosen = load_settings(preset=f"hrlf-{name}")
-    for stage in (chosen.teacher, chosen.student):
+def test_the_settings_of_hrlf(name: str, lr: float, batch: int, epochs: int, heads: int) -> None:
+    settings = load_settings(preset=f"hrlf-{name}")
+    for stage in (settings.teacher, settings.student):
         assert (stage.lr, stage.batch_size, stage.epochs, stage.optimizer) == (
             lr,
             batch,
@@ -86,66 +86,66 @@ def test_hrlf_s_numbers(name: str, lr: float, batch: int, epochs: int, heads: in
             heads,
             "zeros",
         )
-    method = chosen.student.method.model_dump()
+    method = settings.student.method.model_dump()
     assert method["name"] == "hrlf"
     assert {term: method[term]["weight"] for term in ("task", "frf", "hmi", "kl")} == dict.fromkeys(
         ("task", "frf", "hmi", "kl"), 1.0
     )
-    assert chosen.data == load_settings(preset=f"paper-{name}").data
-    assert len(chosen.seeds) == 5
+    assert settings.data == load_settings(preset=f"paper-{name}").data
+    assert len(settings.seeds) == 5
 
 
-def test_overrides_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
+def test_overrides_precede_the_file_and_the_file_the_preset(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("preset: paper-mosi\nstudent: {epochs: 7, lr: 1.0e-2}\n")
-    chosen = load_settings(path, overrides=["student.lr=1e-3", "teacher.network.classifier=[8, 8]"])
-    assert (chosen.student.epochs, chosen.student.lr, chosen.student.batch_size) == (7, 1e-3, 64)
-    assert chosen.teacher.network.options.model_dump()["classifier"] == (8, 8)
+    loaded = load_settings(path, overrides=["student.lr=1e-3", "teacher.network.classifier=[8, 8]"])
+    assert (loaded.student.epochs, loaded.student.lr, loaded.student.batch_size) == (7, 1e-3, 64)
+    assert loaded.teacher.network.options.model_dump()["classifier"] == (8, 8)
 
 
-def test_the_students_network_is_the_teachers_but_for_what_is_set_of_it() -> None:
-    chosen = load_settings(
+def test_the_students_network_is_the_teachers_with_changes() -> None:
+    settings = load_settings(
         preset="synthetic",
         teacher={"network": {"width": 20}},
         student={"network": {"dropout": 0.3}},
     )
     teacher, student = (
-        part.network.options.model_dump() for part in (chosen.teacher, chosen.student)
+        stage.network.options.model_dump() for stage in (settings.teacher, settings.student)
     )
     assert (teacher["width"], teacher["dropout"], teacher["layers"]) == (20, 0.1, 1)
     assert student == {**teacher, "dropout": 0.3}
     other = load_settings(preset="synthetic", overrides=["student.network=cubemlp"])
     assert other.student.network == NetworkChoice.model_validate("cubemlp")
     assert other.teacher.network == load_settings(preset="synthetic").teacher.network
-    both = load_settings(
+    network = load_settings(
         overrides=["teacher.network.name=cubemlp", "student.network.dropout=0.3"]
     ).student.network
-    assert both == NetworkChoice.model_validate({"name": "cubemlp", "dropout": 0.3})
+    assert network == NetworkChoice.model_validate({"name": "cubemlp", "dropout": 0.3})
 
 
-def test_the_students_network_follows_the_teachers_however_they_are_given() -> None:
+def test_the_students_network_follows_the_teachers_in_every_form() -> None:
     network = {"name": "corrkd", "width": 80}
-    chosen = NetworkChoice.model_validate(network)
-    for teacher in ({"network": network}, {"network": chosen}, TeacherSettings(network=chosen)):
+    choice = NetworkChoice.model_validate(network)
+    for teacher in ({"network": network}, {"network": choice}, TeacherSettings(network=choice)):
         for student in ({"epochs": 3}, StudentSettings(epochs=3)):
             settings = Settings.model_validate({"teacher": teacher, "student": student})
-            assert settings.student.network == settings.teacher.network == chosen
+            assert settings.student.network == settings.teacher.network == choice
             assert settings.student.epochs == 3
-        own = StudentSettings(network=NetworkChoice.model_validate("cubemlp"))
+        cubemlp = StudentSettings(network=NetworkChoice.model_validate("cubemlp"))
         assert (
-            Settings.model_validate({"teacher": teacher, "student": own}).student.network.name
+            Settings.model_validate({"teacher": teacher, "student": cubemlp}).student.network.name
             == "cubemlp"
         )
-    assert NetworkChoice(name="corrkd", options=chosen.options) == chosen
+    assert NetworkChoice(name="corrkd", options=choice.options) == choice
 
 
-def test_the_students_network_is_the_one_that_its_method_needs() -> None:
-    """It is stored, so that the control has it too."""
+def test_the_students_network_is_the_one_that_its_method_requires() -> None:
+    """It is stored, so that the control has it, too."""
     assert load_settings(overrides=["student.method=gcnet"]).student.network.name == "gcnet"
-    chosen = load_settings(
+    gcnet = load_settings(
         overrides=["student.method=gcnet", "student.network.past=4"]
     ).student.network
-    assert chosen == NetworkChoice.model_validate({"name": "gcnet", "past": 4})
+    assert gcnet == NetworkChoice.model_validate({"name": "gcnet", "past": 4})
     fusion = load_settings(
         overrides=["student.method=late-fusion", "teacher.network.width=80"]
     ).student.network
@@ -156,7 +156,7 @@ def test_the_students_network_is_the_one_that_its_method_needs() -> None:
         load_settings(overrides=["student.method=gcnet", "student.network=cubemlp"])
 
 
-def test_the_order_of_overrides_decides_nothing() -> None:
+def test_the_order_of_overrides_does_not_matter() -> None:
     for lines, key, value in (
         (
             ["student.method.rcd.nontarget=2", "student.method.rcd.form=divergence"],
@@ -178,17 +178,19 @@ def test_keys_of_options_may_have_the_names_of_choices() -> None:
         form: str = "round"
 
     with mock.patch.object(MethodChoice, "find", classmethod(lambda cls, name: (Method, Inner))):
-        chosen = load_settings(
+        method = load_settings(
             overrides=["student.method.method=b", "student.method.form=square"]
         ).student.method
-        assert chosen.options == Inner(method="b", form="square")
+        assert method.options == Inner(method="b", form="square")
 
     class Named(Options):
         name: str = "inner"
 
-    found = mock.patch.object(MethodChoice, "find", classmethod(lambda cls, name: (Method, Named)))
+    patched = mock.patch.object(
+        MethodChoice, "find", classmethod(lambda cls, name: (Method, Named))
+    )
     with (
-        found,
+        patched,
         pytest.raises(
             CorrKDError, match=r"student\.method: the key `name` chooses, so Named cannot have one"
         ),
@@ -205,14 +207,14 @@ class TermOptions(Options):
     rcd: Annotated[Information | Divergence, Field(discriminator="form")] = Divergence(weight=0.5)
 
 
-def test_what_a_term_does_not_set_its_default_has() -> None:
+def test_unset_options_of_a_term_have_their_default() -> None:
     options = TermOptions.model_validate({"term": {"sharp": 2}, "rcd": {"nontarget": 2}})
     assert options.term == Sharp(weight=0.1, sharp=2)
     assert options.rcd == Divergence(weight=0.5, nontarget=2)
     assert TermOptions.model_validate({"rcd": {"form": "information"}}).rcd == Information()
 
 
-def test_another_form_or_method_keeps_nothing_of_the_one_below(tmp_path: Path) -> None:
+def test_another_form_or_method_keeps_no_settings_of_the_one_below(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("student: {method: {scd: {weight: 0.5, boundary: 1.4}, cpd: {weight: 0.5}}}")
 
@@ -240,13 +242,13 @@ def test_another_form_or_method_keeps_nothing_of_the_one_below(tmp_path: Path) -
 
 def test_settings_survive_their_file(tmp_path: Path) -> None:
     for name in preset_names():
-        chosen = load_settings(preset=name, overrides=["seeds=[3, 4]"])
-        (tmp_path / "s.yaml").write_text(chosen.to_yaml())
-        assert load_settings(tmp_path / "s.yaml") == chosen
+        settings = load_settings(preset=name, overrides=["seeds=[3, 4]"])
+        (tmp_path / "s.yaml").write_text(settings.to_yaml())
+        assert load_settings(tmp_path / "s.yaml") == settings
 
 
 @pytest.mark.parametrize(
-    ("override", "parts"),
+    ("override", "expected"),
     [
         ("student.lrr=1", ["student.lrr", "unknown", "lr, optimizer"]),
         ("studnet.lr=1", ["studnet", "unknown", "student"]),
@@ -273,17 +275,17 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_setting_is_one_line_that_names_it_and_what_is_allowed(
-    override: str, parts: list[str]
+    override: str, expected: list[str]
 ) -> None:
     with pytest.raises(CorrKDError) as caught:
         load_settings(overrides=[override])
     message = str(caught.value)
     assert "\n" not in message
-    for part in parts:
-        assert part in message
+    for text in expected:
+        assert text in message
 
 
-def test_files_that_are_no_settings(tmp_path: Path) -> None:
+def test_invalid_settings_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CorrKDError, match="No such file"):
         load_settings(tmp_path / "absent.yaml")
     for text in ("- a\n- b\n", "a: [1\n", "\x00"):

@@ -1,4 +1,4 @@
-"""The versions that are promised are those that are tested."""
+"""The declared versions are the tested ones."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def test_every_pin_is_a_plain_exact_version() -> None:
     assert [line for line in PINS if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
 
 
-def test_what_is_pinned_is_what_is_allowed() -> None:
-    every = [*RUNTIME, *EXTRAS["test"], *EXTRAS["dev"], Requirement("hatchling")]
-    for requirement in every:
+def test_pinned_versions_satisfy_all_requirements() -> None:
+    requirements = [*RUNTIME, *EXTRAS["test"], *EXTRAS["dev"], Requirement("hatchling")]
+    for requirement in requirements:
         if requirement.name != PROJECT["name"]:
             assert requirement.specifier.contains(PINNED[canonicalize_name(requirement.name)]), (
                 requirement

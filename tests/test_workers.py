@@ -1,4 +1,4 @@
-"""Tasks in processes: all are done, and one that kills its process stops no other."""
+"""Tasks in processes: a task that kills its process stops no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Released students: those of the package, a zoo of one's own, and what is refused."""
+"""Released students: those of the package, a user's zoo, and refusals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.serve.conftest import student
 
 ROOT = Path(__file__).parents[1]
 TEXTS = {"description": "A student to test with.", "data_licence": "CC0"}
-# Of a run with the preset that takes a second.
+# Settings with which a run of the preset takes a second.
 TINY = (
     "data.synthetic={train: 60, valid: 30, test: 30, frames: 4, widths: 8}",
     *("teacher.epochs=1", "teacher.folds=2", "teacher.repeats=1", "teacher.others=[]"),
@@ -66,10 +66,10 @@ def change_manifest(folder: Path, name: str, **changes: Any) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# those of the package
+# students of the package
 
 
-def test_the_shipped_manifest_is_of_the_shipped_files(script: ModuleType) -> None:
+def test_the_shipped_manifest_matches_the_shipped_files(script: ModuleType) -> None:
     listed = zoo.students(zoo.SHIPPED)
     folders = {path.name for path in zoo.SHIPPED.iterdir() if (path / "config.json").exists()}
     assert set(listed) == folders == set(script.STUDENTS)
@@ -104,7 +104,7 @@ def test_a_shipped_student_is_as_good_as_its_card_says(name: str) -> None:
         assert entry.complete == expected["complete"][metric]
         missing = [m[metric] for condition, m in expected.items() if condition != "complete"]
         assert entry.average == pytest.approx(np.mean(missing))
-    # With less to see it is worse, and better than chance.
+    # With missing modalities it is worse, but better than chance.
     f1 = zoo.students()[name].metrics["weighted_f1"]
     assert f1.complete > f1.average > 0.4
 
@@ -143,13 +143,13 @@ def test_the_script_writes_a_zoo_and_the_same_bytes_again(
     entry = zoo.students(tmp_path / "one")[name]
     results = package.resume(tmp_path / "runs" / "one" / name).results
     rows = results[(results["method"] == "student") & (results["metric"] == "weighted_f1")]
-    of_run = rows.groupby("condition")["value"].mean()
-    assert entry.metrics["weighted_f1"].complete == pytest.approx(of_run["complete"])
-    assert entry.metrics["weighted_f1"].average == pytest.approx(of_run["average"])
+    means = rows.groupby("condition")["value"].mean()
+    assert entry.metrics["weighted_f1"].complete == pytest.approx(means["complete"])
+    assert entry.metrics["weighted_f1"].average == pytest.approx(means["average"])
 
 
 # --------------------------------------------------------------------------------------------------
-# a zoo of one's own
+# a user's zoo
 
 
 def test_facts_come_from_the_card(lab: Path) -> None:
@@ -199,20 +199,20 @@ def test_where_a_name_is_looked_up(lab: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_files_from_the_hub(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, str | None, list[str]]] = []
+    requests: list[tuple[str, str | None, list[str]]] = []
     snapshot = lab / "snapshot"
 
     def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((name, revision, allow_patterns))
+        requests.append((name, revision, allow_patterns))
         return str(snapshot)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     zoo.add(lab / "moods", **TEXTS, hub="owner/moods@v1")
     assert zoo.resolve(f"zoo:{lab}/moods") == lab / "moods"
-    assert not asked
+    assert not requests
     (lab / "moods").rename(snapshot)
     assert Predictor.from_pretrained(f"zoo:{lab}/moods").card["about"]["seed"] == 3
-    assert asked == [("owner/moods", "v1", list(zoo.FILES))]
+    assert requests == [("owner/moods", "v1", list(zoo.FILES))]
     readme = snapshot / "README.md"
     readme.write_bytes(b"x" + readme.read_bytes()[1:])
     with pytest.raises(CorrKDError, match=r"README\.md: SHA-256 is "):
@@ -220,7 +220,7 @@ def test_files_from_the_hub(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# what is refused
+# refusals
 
 
 def test_an_unknown_name_lists_the_names(lab: Path) -> None:
@@ -253,7 +253,7 @@ def test_a_wrong_file_is_never_read(lab: Path, name: str, monkeypatch: pytest.Mo
         load_student(f"zoo:{lab}/moods")
 
 
-def test_files_of_equal_sums_that_are_no_model_are_refused_too(lab: Path) -> None:
+def test_a_file_with_the_right_checksum_that_is_no_model_is_refused(lab: Path) -> None:
     card = lab / "moods" / "config.json"
     card.write_bytes(b"[]")
     sums = {"sha256": hashlib.sha256(b"[]").hexdigest(), "size": 2}
@@ -277,7 +277,7 @@ def test_files_of_equal_sums_that_are_no_model_are_refused_too(lab: Path) -> Non
         {"unheard": 1},
     ],
 )
-def test_a_wrong_manifest(lab: Path, changes: dict[str, Any]) -> None:
+def test_an_invalid_manifest(lab: Path, changes: dict[str, Any]) -> None:
     change_manifest(lab, "moods", **changes)
     with pytest.raises(CorrKDError, match=r"manifest\.json: not a manifest of this version \(stu"):
         zoo.students(lab)
@@ -291,7 +291,7 @@ def test_a_name_in_a_manifest_leads_nowhere_else(lab: Path) -> None:
         zoo.students(lab)
 
 
-def test_what_cannot_be_added(lab: Path) -> None:
+def test_invalid_students_are_not_added(lab: Path) -> None:
     before = (lab / "manifest.json").read_bytes()
     for changes, fault in (
         ({"data_licence": ""}, r"student moods: data_licence: expected one line of text"),
@@ -335,21 +335,21 @@ def test_the_command_lists_and_shows(lab: Path) -> None:
         assert line.endswith(entry.data_licence)
     (line,) = corrkd("zoo", "--folder", lab).out.splitlines()[1:]
     assert line.split()[:2] == ["moods", "tiny"]
-    shown = corrkd("zoo", "moods", "--folder", lab)
-    assert shown.code == 0, shown.err
-    assert "data_licence: CC0" in shown.out
-    assert "## Inputs and outputs" in shown.out
-    assert "library_name" not in shown.out
+    student_page = corrkd("zoo", "moods", "--folder", lab)
+    assert student_page.code == 0, student_page.err
+    assert "data_licence: CC0" in student_page.out
+    assert "## Inputs and outputs" in student_page.out
+    assert "library_name" not in student_page.out
     assert "no student named 'moods'; available: synthetic" in corrkd("zoo", "moods").line
 
 
 def test_commands_take_a_released_student(tmp_path: Path) -> None:
-    words = ("--data", "synthetic", "--conditions", "complete")
-    done = corrkd("evaluate", "zoo:synthetic", *words)
+    options = ("--data", "synthetic", "--conditions", "complete")
+    done = corrkd("evaluate", "zoo:synthetic", *options)
     assert done.code == 0, done.err
-    shown = float(done.out.splitlines()[-1].split()[done.out.split().index("weighted_f1") + 1])
+    printed = float(done.out.splitlines()[-1].split()[done.out.split().index("weighted_f1") + 1])
     f1 = zoo.students()["synthetic"].metrics["weighted_f1"].complete
-    assert shown == pytest.approx(100 * f1, abs=0.5)
+    assert printed == pytest.approx(100 * f1, abs=0.5)
     out = tmp_path / "p.csv"
     done = corrkd(
         "predict", "zoo:synthetic", "--data", "synthetic", "--split", "test", "--out", out

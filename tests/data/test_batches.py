@@ -9,7 +9,7 @@ from tests.conftest import make_dataset, make_samples
 
 
 def test_a_split_is_freed_with_its_last_use() -> None:
-    """With `data.resample` every seed has its own splits, which must not wait for the collector."""
+    """With `data.resample` every seed has other splits, which must not wait for the collector."""
     samples = make_samples(make_dataset())
     subset = samples.subset(torch.tensor([2, 0]))
     references = [weakref.ref(samples), weakref.ref(subset)]
@@ -23,7 +23,7 @@ def test_a_split_is_freed_with_its_last_use() -> None:
         gc.enable()
 
 
-def test_a_subset_of_a_subset_takes_the_frames_of_the_whole() -> None:
+def test_a_subset_of_a_subset_reads_from_the_original_samples() -> None:
     samples = make_samples(make_dataset())
     subset = samples.subset(torch.tensor([4, 2, 0])).subset(torch.tensor([1, 2]))
     assert subset.base is samples

@@ -26,23 +26,23 @@ def assert_same(a: MultimodalDataset, b: MultimodalDataset) -> None:
         assert getattr(a, field) == getattr(b, field), field
     assert a.modalities == b.modalities
     assert list(a.splits) == list(b.splits)
-    for name, part in a.splits.items():
+    for name, split in a.splits.items():
         other = b.splits[name]
         for m in a.modalities:
-            np.testing.assert_array_equal(part.frames[m], other.frames[m])
-            np.testing.assert_array_equal(part.lengths[m], other.lengths[m])
-            np.testing.assert_array_equal(part.present[m], other.present[m])
+            np.testing.assert_array_equal(split.frames[m], other.frames[m])
+            np.testing.assert_array_equal(split.lengths[m], other.lengths[m])
+            np.testing.assert_array_equal(split.present[m], other.present[m])
             assert (other.frames[m].dtype, other.lengths[m].dtype, other.present[m].dtype) == (
                 np.float32,
                 np.int64,
                 np.bool_,
             )
         for field in ("ids", "scores", "labels", "order"):
-            x, y = getattr(part, field), getattr(other, field)
+            x, y = getattr(split, field), getattr(other, field)
             assert (x is None) == (y is None)
             assert x is None or (np.array_equal(x, y) and x.dtype.kind == y.dtype.kind)
-        assert list(part.groups) == list(other.groups)
-        for group, names in part.groups.items():
+        assert list(split.groups) == list(other.groups)
+        for group, names in split.groups.items():
             np.testing.assert_array_equal(names, other.groups[group])
 
 
@@ -60,7 +60,7 @@ def test_round_trip(tmp_path: Path, data: object) -> None:
         f"converted from a file or folder with sha256 {dataset.sha256}",
     )
     assert all(
-        isinstance(x, np.memmap) for part in again.splits.values() for x in part.frames.values()
+        isinstance(x, np.memmap) for split in again.splits.values() for x in split.frames.values()
     )
     assert_same(
         load_dataset(tmp_path / "set.safetensors", name="other"), replace(again, name="other")
@@ -71,10 +71,8 @@ def test_round_trip(tmp_path: Path, data: object) -> None:
     ).read_bytes()
 
 
-def test_the_sum_is_that_of_the_contents(tmp_path: Path) -> None:
-    """A run that is resumed tells by it whether its file was replaced, also for data made in
-    memory.
-    """
+def test_the_checksum_is_that_of_the_contents(tmp_path: Path) -> None:
+    """A resumed run detects by it that its data changed, also for data in memory."""
     path = tmp_path / "x.safetensors"
 
     def converted(dataset: MultimodalDataset) -> MultimodalDataset:
@@ -132,7 +130,7 @@ def test_without_targets(tmp_path: Path) -> None:
             load_dataset(tmp_path / "x.safetensors")
 
 
-def test_nothing_half_written_remains(tmp_path: Path) -> None:
+def test_a_failed_conversion_leaves_no_file(tmp_path: Path) -> None:
     dataset = make_dataset()
     code = (
         "import resource, sys\n"
@@ -168,7 +166,7 @@ from corrkd.data.load import load_dataset
 def status(name):  # KiB
     return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
 
-def anonymous():  # memory of one's own, in MiB: mapped files do not count
+def anonymous():  # in MiB; mapped files do not count
     return status("RssAnon") / 1024
 
 before = anonymous()
@@ -186,9 +184,7 @@ print(total, anonymous() - before)
 
 
 def test_a_large_set_opens_in_little_memory(tmp_path: Path) -> None:
-    """200 MB of frames, read whole in batches by a process that may have 64 MB more than it has
-    when it starts to read.
-    """
+    """Read 200 MB of frames in batches, in a process that may allocate 64 MB more."""
     count, frames, width = 2000, 50, 500
     rng = np.random.default_rng(0)
     large = np.broadcast_to(
@@ -227,7 +223,7 @@ def header_of(path: Path) -> tuple[dict, bytes]:
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
-def with_header(path: Path, header: dict, body: bytes) -> None:
+def write_with_header(path: Path, header: dict, body: bytes) -> None:
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + body)
 
@@ -252,28 +248,28 @@ def with_header(path: Path, header: dict, body: bytes) -> None:
         ),
     ],
 )
-def test_a_damaged_header_is_one_line(tmp_path: Path, change) -> None:
+def test_a_damaged_header_is_a_one_line_error(tmp_path: Path, change) -> None:
     path = tmp_path / "x.safetensors"
     convert(make_dataset(), path)
     header, body = header_of(path)
     change(header)
-    with_header(path, header, body)
+    write_with_header(path, header, body)
     with pytest.raises(CorrKDError, match=r"^[^\n]*x.safetensors[^\n]*$"):
         load_dataset(path)
 
 
-def test_a_truncated_file_is_one_line(tmp_path: Path) -> None:
+def test_a_truncated_file_is_a_one_line_error(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     convert(make_dataset(), path)
-    whole = path.read_bytes()
-    for length, words in (
+    content = path.read_bytes()
+    for length, message in (
         (5, "x.safetensors"),
         (9, "damaged"),
         (200, "damaged"),
-        (len(whole) - 1, "truncated"),
+        (len(content) - 1, "truncated"),
     ):
-        path.write_bytes(whole[:length])
-        with pytest.raises(CorrKDError, match=words) as caught:
+        path.write_bytes(content[:length])
+        with pytest.raises(CorrKDError, match=message) as caught:
             load_dataset(path)
         assert "\n" not in str(caught.value)
 
@@ -300,14 +296,14 @@ def test_a_truncated_file_is_one_line(tmp_path: Path) -> None:
         lambda about: about.update(more=1),
     ],
 )
-def test_metadata_that_no_conversion_writes_is_one_line(tmp_path: Path, change) -> None:
+def test_invalid_metadata_is_a_one_line_error(tmp_path: Path, change) -> None:
     path = tmp_path / "x.safetensors"
     convert(make_dataset(), path)
     header, body = header_of(path)
     about = json.loads(header["__metadata__"]["corrkd"])
     change(about)
     header["__metadata__"]["corrkd"] = json.dumps(about)
-    with_header(path, header, body)
+    write_with_header(path, header, body)
     with pytest.raises(
         CorrKDError, match=r"^x\.safetensors: a damaged converted dataset"
     ) as caught:
@@ -319,17 +315,17 @@ def test_metadata_that_no_conversion_writes_is_one_line(tmp_path: Path, change) 
     ("name", "dtype"),
     [("train/lengths/audio", "F64"), ("train/frames/audio", "I64"), ("train/present/audio", "U8")],
 )
-def test_tensors_of_another_type_are_one_line(tmp_path: Path, name: str, dtype: str) -> None:
+def test_tensors_of_a_wrong_type_are_one_line_errors(tmp_path: Path, name: str, dtype: str) -> None:
     path = tmp_path / "x.safetensors"
     convert(make_dataset(), path)
     header, body = header_of(path)
     header[name]["dtype"] = dtype
-    with_header(path, header, body)
+    write_with_header(path, header, body)
     with pytest.raises(CorrKDError, match=rf"{name}: is {dtype}"):
         load_dataset(path)
 
 
-def test_what_could_not_be_opened_again_is_not_converted(tmp_path: Path) -> None:
+def test_a_dataset_that_could_not_be_read_back_is_not_converted(tmp_path: Path) -> None:
     dataset = make_dataset()
     split = dataset.splits["train"]
     ids = split.ids.astype(object)

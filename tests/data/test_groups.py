@@ -48,7 +48,7 @@ def test_a_person_over_two_sessions_with_two_people_each() -> None:
     assert partition(members) == {frozenset({0, 1, 2, 3}), frozenset({4})}
 
 
-def test_one_kind_keeps_its_names_and_no_kind_the_ids() -> None:
+def test_groups_of_one_kind_keep_their_names_and_samples_without_groups_their_ids() -> None:
     ids = np.array(["s1", "s2", "s3"])
     video = np.array(["v", "v", "w"])
     kind, members = dependent_samples(ids, {"video": video})

@@ -1,4 +1,4 @@
-"""The Hazumi set from its repositories: a small made copy becomes windows, splits and persons."""
+"""The Hazumi dataset from a small copy of its repositories: windows, splits and persons."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from corrkd.data.hazumi.sources import COMMITS, SourceFile, download, read_sourc
 from corrkd.data.load import load_dataset
 from corrkd.errors import CorrKDError
 
-# One person of each split, and a second session of the one in train.
+# One person of each split, and a second session of the person in train.
 SIZES = {"2012F2006": 10, "2010F2004": 3, "2012F2001": 4, "2105F2001": 2}
 SILENT = 2  # an exchange of the first session in which nobody speaks
 
 
 def dump(num_exchanges: int, seed: int) -> str:
-    """A session's file, with headings that hold line ends, as the published ones do."""
+    """Return a session's file, whose headings contain line breaks like the published ones."""
     rng = np.random.default_rng(seed)
     about = [
         "ID",
@@ -55,7 +55,7 @@ def dump(num_exchanges: int, seed: int) -> str:
 
 @pytest.fixture
 def clones(tmp_path: Path) -> tuple[Path, list[SourceFile]]:
-    """A small copy of the repositories, and its files with their sums."""
+    """A small copy of the repositories, and its files with their checksums."""
     texts = {"Hazumi2105/correspondence.csv": "\ufeff2105F2001,2012F2006\n"}
     for seed, (session, size) in enumerate(SIZES.items()):
         texts[f"Hazumi{session[:4]}/dumpfiles/{session}.csv"] = dump(size, seed)
@@ -68,7 +68,7 @@ def clones(tmp_path: Path) -> tuple[Path, list[SourceFile]]:
     return tmp_path / "clones", files
 
 
-def test_what_is_published_covers_every_person() -> None:
+def test_the_published_files_cover_every_person() -> None:
     files = source_files()
     assert len(files) == 98
     assert len({file.sha256 for file in files}) == 98
@@ -87,10 +87,10 @@ def test_what_is_published_covers_every_person() -> None:
 
 
 def test_windows_end_at_their_row() -> None:
-    made = windows(np.arange(1.0, 11.0, dtype=np.float32)[:, None])
-    assert made[0, :, 0].tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
-    assert made[7, :, 0].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert made[9, :, 0].tolist() == [3, 4, 5, 6, 7, 8, 9, 10]
+    result = windows(np.arange(1.0, 11.0, dtype=np.float32)[:, None])
+    assert result[0, :, 0].tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
+    assert result[7, :, 0].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert result[9, :, 0].tolist() == [3, 4, 5, 6, 7, 8, 9, 10]
 
 
 @pytest.mark.parametrize("ending", [".pkl", ".h5"])
@@ -111,7 +111,7 @@ def test_a_small_copy_becomes_a_dataset(
     train = dataset.split("train")
     assert dataset.widths == {"language": 785, "audio": 384, "vision": 66}
     assert train.lengths["audio"].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 1, 2]
-    assert set(train.groups["person"].tolist()) == {"2012F2006"}  # both sessions are one person's
+    assert set(train.groups["person"].tolist()) == {"2012F2006"}  # in both sessions
     assert train.scores is not None
     assert train.scores[0] == np.float32(
         np.mean([1, 2, 3, 4, 5])
@@ -124,20 +124,20 @@ def test_a_small_copy_becomes_a_dataset(
     assert set(train.labels.tolist()) == {0, 1, 2}
 
 
-def test_downloads_go_on_and_are_checked(
+def test_downloads_are_resumed_and_verified(
     clones: tuple[Path, list[SourceFile]], tmp_path: Path
 ) -> None:
     folder, files = clones
-    asked: list[str] = []
+    requests: list[str] = []
 
     def fetch(address: str, most_bytes: int) -> bytes:
-        asked.append(address)
+        requests.append(address)
         return (folder / files[0].name).read_bytes()
 
     cache = tmp_path / "cache"
     assert download(files[0], cache, fetch=fetch)
     assert not download(files[0], cache, fetch=fetch)
-    assert len(asked) == 1
+    assert len(requests) == 1
     (cache / files[0].name).write_text("half")  # fetched again
     assert download(files[0], cache, fetch=fetch)
     with pytest.raises(CorrKDError, match="SHA-256 is"):

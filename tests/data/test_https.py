@@ -1,4 +1,4 @@
-"""Downloads over TLS, from a server of this machine with an authority of its own."""
+"""Downloads over TLS from a local server with its certificate authority."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from corrkd.errors import CorrKDError
 CONTENT = bytes(range(256)) * 40
 
 
-class Answers(BaseHTTPRequestHandler):
-    """A file, one that is absent, and an answer that is not HTTP."""
+class Handler(BaseHTTPRequestHandler):
+    """Serve a file, a 404 response, and a response that is not HTTP."""
 
     def do_GET(self) -> None:
         if self.path == "/garbage":
@@ -36,10 +36,10 @@ class Answers(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(authority: trustme.CA, host: str) -> Iterator[str]:
-    """The address of a server whose certificate is for `host`."""
+    """Yield the address of a server whose certificate is for `host`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(host).configure_cert(context)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
@@ -62,7 +62,7 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
     return authority
 
 
-def test_a_file_comes_whole_or_not_at_all(authority: trustme.CA) -> None:
+def test_a_file_is_downloaded_completely_or_not_at_all(authority: trustme.CA) -> None:
     with serving(authority, "localhost") as address:
         assert https(f"{address}/file", len(CONTENT)) == CONTENT
         with pytest.raises(CorrKDError, match="is larger than 10,239 bytes"):
@@ -75,7 +75,7 @@ def test_a_file_comes_whole_or_not_at_all(authority: trustme.CA) -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", "elsewhere.example"])
-def test_a_certificate_that_does_not_hold_is_refused(authority: trustme.CA, host: str) -> None:
+def test_an_invalid_certificate_is_refused(authority: trustme.CA, host: str) -> None:
     other = trustme.CA() if host == "localhost" else authority
     with (
         serving(other, host) as address,

@@ -54,15 +54,15 @@ def test_constant_columns_ignore_padding_and_missing_frames() -> None:
 def test_histogram_and_majority(tmp_path: Path) -> None:
     data = mmsa()
     data["train"]["classification_labels"] = np.array([0, 0, 0, 0, 0, 0, 2, 2, 2, 1, 1, 1])
-    for part in data.values():
-        del part["annotations"]
+    for split in data.values():
+        del split["annotations"]
     facts = inspect(load_dataset(write_pickle(tmp_path / "x.pkl", data))).splits["train"]
     assert facts.histogram == {"0": 6, "1": 3, "2": 3}
     assert facts.majority == 0.5
-    answers = mult(questions=True)
-    dataset = load_dataset(write_pickle(tmp_path / "y.pkl", answers))
+    question_data = mult(questions=True)
+    dataset = load_dataset(write_pickle(tmp_path / "y.pkl", question_data))
     facts = inspect(dataset).splits["train"]
-    yes = answers["train"]["labels"][:, :, 1]
+    yes = question_data["train"]["labels"][:, :, 1]
     assert facts.histogram == dict(
         zip(("neutral", "happy", "sad", "angry"), yes.sum(0).astype(int), strict=True)
     )
@@ -83,13 +83,13 @@ def test_scores_alone() -> None:
 
 
 def test_neither_labels_nor_scores(tmp_path: Path) -> None:
-    """Recordings that are to be predicted: their facts, and no table of what two splits share."""
+    """Recordings to be predicted are described without a table of shared samples."""
     np.savez(tmp_path / "mine.npz", audio=np.random.default_rng(0).normal(size=(6, 4, 3)))
-    found = inspect(load_dataset(tmp_path / "mine.npz", targets=False))
-    facts = found.splits["all"]
+    overview = inspect(load_dataset(tmp_path / "mine.npz", targets=False))
+    facts = overview.splits["all"]
     assert (facts.samples, facts.histogram, facts.majority, facts.scores) == (6, {}, None, None)
-    assert re.search(r"^all +none +none +none +0.0 %$", describe(found), re.MULTILINE)
-    assert "in two splits" not in describe(found)
+    assert re.search(r"^all +none +none +none +0.0 %$", describe(overview), re.MULTILINE)
+    assert "in two splits" not in describe(overview)
 
 
 def test_duplicates_and_shared_groups() -> None:
@@ -118,14 +118,14 @@ def test_duplicates_and_shared_groups() -> None:
         )
         for name, split in dataset.splits.items()
     }
-    found = inspect(replace(dataset, splits=splits))
-    assert found.same_frames == {("train", "valid"): 0, ("train", "test"): 2, ("valid", "test"): 0}
-    assert found.same_ids == {("train", "valid"): 0, ("train", "test"): 1, ("valid", "test"): 0}
-    assert found.shared_groups["person"][("train", "test")] == ("shared0",)
-    assert found.shared_groups["person"][("train", "valid")] == ()
+    facts = inspect(replace(dataset, splits=splits))
+    assert facts.same_frames == {("train", "valid"): 0, ("train", "test"): 2, ("valid", "test"): 0}
+    assert facts.same_ids == {("train", "valid"): 0, ("train", "test"): 1, ("valid", "test"): 0}
+    assert facts.shared_groups["person"][("train", "test")] == ("shared0",)
+    assert facts.shared_groups["person"][("train", "valid")] == ()
 
 
-def test_samples_with_nothing_in_them_are_no_duplicates() -> None:
+def test_empty_samples_are_no_duplicates() -> None:
     dataset = make_dataset()
     for split in dataset.splits.values():
         for m in dataset.modalities:
@@ -133,12 +133,12 @@ def test_samples_with_nothing_in_them_are_no_duplicates() -> None:
     assert set(inspect(dataset).same_frames.values()) == {0}
 
 
-def test_description_holds_the_facts_and_is_the_same_after_conversion(tmp_path: Path) -> None:
+def test_the_description_contains_the_facts_and_survives_conversion(tmp_path: Path) -> None:
     data = mmsa()
     data["train"]["audio"][0, 0, 0] = -np.inf
     dataset = load_dataset(write_pickle(tmp_path / "mine.pkl", data))
     text = describe(inspect(dataset))
-    for words in (
+    for phrase in (
         "MMSA unaligned",
         dataset.sha256,
         "-3 to 3",
@@ -146,7 +146,7 @@ def test_description_holds_the_facts_and_is_the_same_after_conversion(tmp_path: 
         "given in the file",
         "group video",
     ):
-        assert words in text
+        assert phrase in text
     audio = next(line for line in text.splitlines() if line.startswith("audio"))
     assert audio.split()[1] == "right"
     assert "audio: 1 inf values set to 0" in text

@@ -32,31 +32,31 @@ def test_the_layout_is_recognised_whatever_the_name(tmp_path: Path) -> None:
     assert load_dataset(tmp_path / "arrays.pkl").layout == "npz arrays"
 
 
-def test_name_and_sum(tmp_path: Path) -> None:
+def test_name_and_checksum(tmp_path: Path) -> None:
     path = write_pickle(tmp_path / "my_set.pkl", mmsa())
     assert load_dataset(path).name == "my_set"
     assert load_dataset(path, name="other").name == "other"
     assert load_dataset(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_known_file_brings_its_name_and_range(
+def test_a_public_file_provides_its_name_and_range(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = mmsa()
-    for part in data.values():
-        part["regression_labels"] = np.abs(part["regression_labels"])
-        part["classification_labels"] = np.ones(len(part["id"]))
-        del part["annotations"]
+    for split in data.values():
+        split["regression_labels"] = np.abs(split["regression_labels"])
+        split["classification_labels"] = np.ones(len(split["id"]))
+        del split["annotations"]
     path = write_pickle(tmp_path / "renamed.pkl", data)
     assert load_dataset(path).score_range is None
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setitem(
         load.KNOWN_FILES, digest, KnownFile("MOSI", "unaligned_50.pkl", (-3.0, 3.0))
     )
-    known = load_dataset(path)
-    assert (known.name, known.score_range) == ("MOSI", (-3.0, 3.0))
-    assert known.class_names == ("negative", "neutral", "positive")
-    assert "public file: MOSI unaligned_50.pkl" in known.layout
+    dataset = load_dataset(path)
+    assert (dataset.name, dataset.score_range) == ("MOSI", (-3.0, 3.0))
+    assert dataset.class_names == ("negative", "neutral", "positive")
+    assert "public file: MOSI unaligned_50.pkl" in dataset.layout
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_known_file_brings_its_name_and_range(
         (2**40).to_bytes(8, "little") + b"{}",
     ],
 )
-def test_wrong_formats_are_one_line(tmp_path: Path, data: bytes) -> None:
+def test_wrong_formats_are_one_line_errors(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "file.pkl"
     path.write_bytes(data)
     with pytest.raises(CorrKDError, match=r"^[^\n]*file[^\n]*$"):
@@ -90,7 +90,7 @@ def test_missing_file_and_empty_folder(tmp_path: Path) -> None:
         load_dataset(tmp_path)
 
 
-def test_a_modality_constant_in_training_is_refused_wherever_it_varies_elsewhere() -> None:
+def test_a_modality_constant_in_training_is_refused_even_if_it_varies_elsewhere() -> None:
     dataset = make_dataset()
     check_training(dataset)
     train = dataset.split("train")
@@ -102,7 +102,7 @@ def test_a_modality_constant_in_training_is_refused_wherever_it_varies_elsewhere
     check_training(only_test)
 
 
-def test_what_has_no_targets_may_be_constant(tmp_path: Path) -> None:
+def test_data_without_targets_may_be_constant(tmp_path: Path) -> None:
     np.savez(tmp_path / "new.npz", speech=np.ones((4, 3, 2)), split=np.array([0, 0, 0, 2]))
     assert list(load_dataset(tmp_path / "new.npz", targets=False).splits) == ["train", "test"]
 
@@ -117,7 +117,7 @@ def test_a_missing_frame_does_not_hide_a_constant_modality() -> None:
         check_training(dataset)
 
 
-def test_one_constant_column_is_no_constant_modality() -> None:
+def test_a_constant_column_is_no_constant_modality() -> None:
     dataset = make_dataset()
     dataset.split("train").frames["audio"][..., 0] = 0.0
     check_training(dataset)
@@ -153,24 +153,25 @@ ODD = st.sampled_from([*PLAIN, *ARRAYS, *SHAPED])
     deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_whatever_stands_in_a_file_ends_in_a_dataset_or_one_line(
+def test_any_file_contents_give_a_dataset_or_a_one_line_error(
     tmp_path: Path, data: st.DataObject
 ) -> None:
-    made = data.draw(st.sampled_from([mmsa, mult, lambda: mag("vectors"), lambda: mag("misa")]))()
+    kinds = st.sampled_from([mmsa, mult, lambda: mag("vectors"), lambda: mag("misa")])
+    contents = data.draw(kinds)()
     for _ in range(data.draw(st.integers(1, 3))):
-        part = made[data.draw(st.sampled_from(sorted(made)))]
+        split = contents[data.draw(st.sampled_from(sorted(contents)))]
         odd = data.draw(ODD)
-        if isinstance(part, dict) and part:
-            part[data.draw(st.sampled_from(sorted(part)))] = odd
-        elif isinstance(part, list):
-            (inputs, label, segment), place = part[0], data.draw(st.integers(0, 4))
-            inputs = tuple(odd if place == n else x for n, x in enumerate(inputs))
-            part[data.draw(st.integers(0, len(part) - 1))] = (
+        if isinstance(split, dict) and split:
+            split[data.draw(st.sampled_from(sorted(split)))] = odd
+        elif isinstance(split, list):
+            (inputs, label, segment), field_index = split[0], data.draw(st.integers(0, 4))
+            inputs = tuple(odd if field_index == n else x for n, x in enumerate(inputs))
+            split[data.draw(st.integers(0, len(split) - 1))] = (
                 inputs,
-                odd if place == 3 else label,
-                odd if place == 4 else segment,
+                odd if field_index == 3 else label,
+                odd if field_index == 4 else segment,
             )
-    path = write_pickle(tmp_path / "odd.pkl", made)
+    path = write_pickle(tmp_path / "odd.pkl", contents)
     try:
         dataset = load_dataset(path, glove=glove(tmp_path / "glove.txt"))
     except CorrKDError as error:
@@ -182,7 +183,7 @@ def test_whatever_stands_in_a_file_ends_in_a_dataset_or_one_line(
 
 
 def small_split(**changes: Any) -> Split:
-    """Two samples of 2 and 1 frames."""
+    """Return two samples of 2 and 1 frames."""
     fields: dict[str, Any] = {
         "frames": {"audio": np.array([[[1.0], [2.0]], [[3.0], [0.0]]], np.float32)},
         "lengths": {"audio": np.array([2, 1])},

@@ -64,7 +64,7 @@ def test_padding_stays_zero_after_normalisation() -> None:
         assert batch.frames[m][batch.exists[m]].abs().max() > 0
 
 
-def test_read_batch_by_batch_is_the_same_as_resident() -> None:
+def test_streamed_batches_equal_resident_ones() -> None:
     dataset = make_dataset()
     resident, streamed = make_samples(dataset), make_samples(dataset, resident_bytes=0)
     assert resident.resident

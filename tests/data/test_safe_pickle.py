@@ -32,8 +32,8 @@ def text(value: str) -> bytes:
     return b"X" + struct.pack("<I", len(data)) + data
 
 
-def refusal(file: Path) -> str:
-    """The error's line, or nothing where the file is read. Any other exception fails the test."""
+def error_message(file: Path) -> str:
+    """Return the error's line, or an empty string if the file is read."""
     try:
         safe_pickle.load(file)
     except CorrKDError as error:
@@ -41,7 +41,7 @@ def refusal(file: Path) -> str:
     return ""
 
 
-# -- what has to be read
+# -- values that must be read
 # ---------------------------------------------------------------------------------------------
 
 VALUE = {
@@ -110,7 +110,7 @@ def test_bytearrays_come_back_as_bytes(tmp_path: Path) -> None:
         ) == [b"\xffa", b""]
 
 
-def test_shared_parts_stay_shared(tmp_path: Path) -> None:
+def test_shared_objects_stay_shared(tmp_path: Path) -> None:
     array = np.arange(3.0)
     a, b = safe_pickle.load(write(tmp_path, pickle.dumps([array, array])))
     assert a is b
@@ -149,7 +149,7 @@ def test_any_array_survives(tmp_path: Path, array: np.ndarray, protocol: int, or
     assert loaded.dtype.itemsize == array.dtype.itemsize
 
 
-# Python 2's own words: names of `__builtin__` and `numpy.core`, arrays' bytes in plain strings.
+# As Python 2 writes it: names of `__builtin__` and `numpy.core`, arrays' bytes in plain strings.
 def python2_array(string: bytes, kind: bytes = b"f4") -> bytes:
     return (
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I2\ntcnumpy\ndtype\n(S'"
@@ -175,7 +175,7 @@ def test_reads_python_2_containers(tmp_path: Path) -> None:
     assert safe_pickle.load(write(tmp_path, b"c__builtin__\nset\n((lI1\naI2\natR.")) == {1, 2}
 
 
-# -- what must never run
+# -- code that must never run
 # ---------------------------------------------------------------------------------------------
 
 
@@ -188,7 +188,7 @@ class Reduce:
 
 
 def hostile(command: str) -> dict[str, tuple[bytes, str]]:
-    """Name -> (pickle that runs `command` with pickle.load, a word that the error must hold)."""
+    """Return, by name, a pickle that runs `command` with pickle.load, and a text of the error."""
     order = text(command)
     evil = Reduce(os.system, command)
     nested = np.empty(1, object)
@@ -293,18 +293,17 @@ def hostile(command: str) -> dict[str, tuple[bytes, str]]:
 @pytest.mark.parametrize("trick", list(hostile("true")))
 def test_no_trick_runs(tmp_path: Path, trick: str) -> None:
     canary = tmp_path / "canary"
-    data, word = hostile(f"touch {canary}")[trick]
+    data, expected = hostile(f"touch {canary}")[trick]
     with pytest.raises(CorrKDError) as caught:
         safe_pickle.load(write(tmp_path, data))
     assert not canary.exists()
-    assert word in str(caught.value)
+    assert expected in str(caught.value)
     assert "mosi.pkl" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
 
 
-def test_the_canary_would_have_died(tmp_path: Path) -> None:
-    """The tricks above are live: the standard unpickler runs them."""
+def test_the_standard_unpickler_runs_the_tricks(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     for trick in (
         "reduce, protocol 2",
@@ -329,7 +328,7 @@ def test_registered_extension_codes_are_refused(tmp_path: Path) -> None:
         data = b"\x80\x02\x82\xf0" + text(f"touch {canary}") + b"\x85R."
         pickle.loads(
             data
-        )  # live, and now in the cache that the standard unpickler never asks find_class about
+        )  # it runs, and is now in the cache that the standard unpickler uses without find_class
         canary.unlink()
         with pytest.raises(CorrKDError, match="EXT1 240"):
             safe_pickle.load(write(tmp_path, data))
@@ -338,7 +337,7 @@ def test_registered_extension_codes_are_refused(tmp_path: Path) -> None:
         copyreg.remove_extension("os", "system", 240)
 
 
-def test_a_refusal_reads_as_promised(tmp_path: Path) -> None:
+def test_the_wording_of_a_refusal(tmp_path: Path) -> None:
     with pytest.raises(CorrKDError) as caught:
         safe_pickle.load(write(tmp_path, b"cposix\nsystem\n."))
     assert str(caught.value) == (
@@ -388,8 +387,8 @@ def laughs_in_object_arrays() -> bytes:
     inner[:] = ["lol"] * 10
     for _ in range(20):
         outer = np.empty(10, object)
-        for place in range(10):
-            outer[place] = inner
+        for i in range(10):
+            outer[i] = inner
         inner = outer
     return pickle.dumps(inner, 2)
 
@@ -461,10 +460,9 @@ BOMBS = {
 
 @pytest.mark.parametrize("bomb", list(BOMBS))
 def test_no_bomb_goes_off(tmp_path: Path, bomb: str) -> None:
-    data, word = BOMBS[bomb]
+    data, expected = BOMBS[bomb]
     file = write(tmp_path, data)
-    # The limit on time is a guard against a hang; whole seconds, because the interpreter has to
-    # start.
+    # The timeout guards against a hang; the interpreter's start takes seconds.
     done = subprocess.run(
         [sys.executable, "-c", GUARDED, str(file)],
         capture_output=True,
@@ -474,7 +472,7 @@ def test_no_bomb_goes_off(tmp_path: Path, bomb: str) -> None:
     )
     assert done.returncode == 0, done.stderr[-500:]
     message, grown = done.stdout.strip().rsplit("\n", 1)
-    assert word in message
+    assert expected in message
     assert len(message) < 300
     assert int(grown) < 400, "MiB of memory for a small file"
 
@@ -501,9 +499,9 @@ CONTAINERS = {
 
 
 @pytest.mark.parametrize("name", list(CONTAINERS))
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("in_tuple", [True, False])
 def test_containers_count_with_their_real_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kept: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, in_tuple: bool
 ) -> None:
     monkeypatch.setattr(safe_pickle, "SLACK", 1 << 16)
     names = (
@@ -511,25 +509,23 @@ def test_containers_count_with_their_real_size(
         b"cnumpy\nndarray\nq\x020"
     )
     many = CONTAINERS[name] * 20_000
-    # Either the tuple holds them, or they lie on the stack beneath a small value.
-    data = names + (b"(" + many + b"t." if kept else many + b"N.")
-    assert "bomb" in refusal(write(tmp_path, data))
+    # Either in a tuple, or on the stack beneath a small value.
+    data = names + (b"(" + many + b"t." if in_tuple else many + b"N.")
+    assert "bomb" in error_message(write(tmp_path, data))
 
 
-def test_a_memo_takes_eight_bytes_a_place(tmp_path: Path) -> None:
+def test_a_memo_takes_eight_bytes_an_entry(tmp_path: Path) -> None:
     data = b"\x80\x04(" + b"N\x94" * 50_000 + b"tq\x00."
     assert safe_pickle.load(write(tmp_path, data)) == (None,) * 50_000
     for skipped in (b"]q\x05h\x02.", b"]q\x05h\x06.", b"]q\x05g-1\n.", b"]p-1\n."):
-        assert "damaged" in refusal(write(tmp_path, skipped))
+        assert "damaged" in error_message(write(tmp_path, skipped))
 
 
 @pytest.mark.parametrize("protocol", range(2, 6))
 def test_real_files_stay_well_within_their_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int
 ) -> None:
-    """MAG's busiest kind of file, a list of words and short frames a sample, without the slack that
-    forgives small files.
-    """
+    """A list of words and short frames per sample, as in MAG, without the slack for small files."""
     monkeypatch.setattr(safe_pickle, "SLACK", 0)
     rng = np.random.default_rng(0)
     samples = [
@@ -550,7 +546,7 @@ def test_real_files_stay_well_within_their_budget(
     ]
 
 
-# -- what is no pickle
+# -- files that are no pickle
 # -----------------------------------------------------------------------------------------------
 
 
@@ -592,17 +588,19 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
     deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.data())
-def test_a_changed_byte_gives_a_value_or_one_line(tmp_path: Path, data: st.DataObject) -> None:
+def test_a_changed_byte_gives_a_value_or_a_one_line_error(
+    tmp_path: Path, data: st.DataObject
+) -> None:
     protocol = data.draw(st.integers(0, 5))
     raw = bytearray(pickle.dumps(VALUE, protocol))
     for _ in range(data.draw(st.integers(1, 3))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-    assert "\n" not in refusal(write(tmp_path, bytes(raw)))
+    assert "\n" not in error_message(write(tmp_path, bytes(raw)))
 
 
 @settings(
     deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.binary(max_size=60))
-def test_random_bytes_give_a_value_or_one_line(tmp_path: Path, raw: bytes) -> None:
-    assert "\n" not in refusal(write(tmp_path, raw))
+def test_random_bytes_give_a_value_or_a_one_line_error(tmp_path: Path, raw: bytes) -> None:
+    assert "\n" not in error_message(write(tmp_path, raw))

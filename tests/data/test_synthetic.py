@@ -1,6 +1,4 @@
-"""The built-in dataset: its law, and its posterior against independent computations of the same
-thing.
-"""
+"""The built-in dataset: its distribution, and its posterior against independent computations."""
 
 import itertools
 import pickle
@@ -43,9 +41,9 @@ UNEVEN = SyntheticSpec(
 MANY = make(SyntheticSpec(train=10, valid=10, test=20_000, seed=3))
 
 
-def everything(dataset, split="test", modalities=None):
-    chosen = dataset.modalities if modalities is None else modalities
-    return {m: np.ones(dataset.split(split).frames[m].shape[:2], bool) for m in chosen}
+def full_masks(dataset, split="test", modalities=None):
+    selected = dataset.modalities if modalities is None else modalities
+    return {m: np.ones(dataset.split(split).frames[m].shape[:2], bool) for m in selected}
 
 
 def random_masks(dataset, keep, seed):
@@ -55,22 +53,20 @@ def random_masks(dataset, keep, seed):
 
 
 def mixings(spec):
-    return {
-        m: _mixing(spec, place, law.width) for place, (m, law) in enumerate(spec.laws().items())
-    }
+    return {m: _mixing(spec, i, law.width) for i, (m, law) in enumerate(spec.laws().items())}
 
 
 def weights_of_y(spec):
-    """y as a linear map of the latents [s, p_1, ..., p_M]: (D,), and the columns of each modality's
-    [s; p_m].
+    """Return y as a linear map (D,) of the latents [s, p_1, ..., p_M], and the columns of each
+    modality's [s; p_m].
     """
     laws = spec.laws()
     total = spec.shared_dims + len(laws) * spec.private_dims
     out = np.zeros(total)
     out[0] = spec.shared**0.5
     columns = {}
-    for place, (m, law) in enumerate(laws.items()):
-        first = spec.shared_dims + place * spec.private_dims
+    for i, (m, law) in enumerate(laws.items()):
+        first = spec.shared_dims + i * spec.private_dims
         out[first] = law.share**0.5
         columns[m] = np.r_[np.arange(spec.shared_dims), np.arange(first, first + spec.private_dims)]
     return out, columns
@@ -80,7 +76,7 @@ def weights_of_y(spec):
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.8])
-def test_posterior_is_that_of_brute_force_monte_carlo(keep):
+def test_the_posterior_agrees_with_brute_force_monte_carlo(keep):
     # Latents from the prior, weighted by the likelihood of every visible feature: no use of
     # sufficiency or orthogonality.
     draws = 200_000
@@ -100,7 +96,7 @@ def test_posterior_is_that_of_brute_force_monte_carlo(keep):
                 log_likelihood -= ((frame - signals[m]) ** 2).sum(1) / (2 * law.noise**2)
         weight = np.exp(log_likelihood - log_likelihood.max())
         weight /= weight.sum()
-        assert 1 / (weight**2).sum() > 300  # effective draws: else the comparison says nothing
+        assert 1 / (weight**2).sum() > 300  # effective draws, else the comparison means nothing
         estimate = weight @ truth
         error = np.sqrt((weight[:, None] ** 2 * (truth - estimate) ** 2).sum(0))
         assert (np.abs(exact[i] - estimate) < 4.5 * error + 1e-6).all()
@@ -108,22 +104,22 @@ def test_posterior_is_that_of_brute_force_monte_carlo(keep):
 
 @pytest.mark.parametrize("spec", [TINY, UNEVEN], ids=["tiny", "uneven"])
 @pytest.mark.parametrize("keep", [0.2, 0.6, 1.0])
-def test_posterior_score_is_that_of_conditioning_the_joint_normal_law(spec, keep):
+def test_the_posterior_score_agrees_with_conditioning_the_joint_normal_distribution(spec, keep):
     dataset = make(spec)
     split = dataset.split("test")
     visible = random_masks(dataset, keep, seed=2)
     mean, deviation = dataset.posterior.score("test", visible)
     direction, columns = weights_of_y(spec)
     for i in range(len(split)):
-        rows, seen, noise = [np.zeros((0, len(direction)))], [np.zeros(0)], [np.zeros(0)]
+        rows, observed, noise = [np.zeros((0, len(direction)))], [np.zeros(0)], [np.zeros(0)]
         for m, mixing in mixings(spec).items():
             design = np.zeros((len(mixing), len(direction)))
             design[:, columns[m]] = mixing
             for frame in split.frames[m][i][visible[m][i] & split.present[m][i]]:
                 rows.append(design)
-                seen.append(frame)
+                observed.append(frame)
                 noise.append(np.full(len(frame), spec.laws()[m].noise ** 2))
-        design, x, variance = np.concatenate(rows), np.concatenate(seen), np.concatenate(noise)
+        design, x, variance = np.concatenate(rows), np.concatenate(observed), np.concatenate(noise)
         gain = np.linalg.solve(design @ design.T + np.diag(variance), design @ direction)
         assert mean[i] == pytest.approx(gain @ x, abs=1e-5)
         assert deviation[i] ** 2 == pytest.approx(1 - gain @ design @ direction, abs=1e-9)
@@ -132,7 +128,7 @@ def test_posterior_score_is_that_of_conditioning_the_joint_normal_law(spec, keep
 @pytest.mark.parametrize("classes", [2, 3, 5])
 def test_nothing_visible_leaves_the_prior(classes):
     dataset = make(SyntheticSpec(train=2, valid=2, test=4, classes=classes))
-    nothing = {m: ~mask for m, mask in everything(dataset).items()}
+    nothing = {m: ~mask for m, mask in full_masks(dataset).items()}
     for visible in (nothing, {}):
         np.testing.assert_allclose(
             dataset.posterior("test", visible), 1 / classes, rtol=0, atol=1e-12
@@ -188,13 +184,13 @@ def test_bayes_accuracy_falls_with_the_missing_ratio_down_to_chance():
 
 def test_padding_and_naturally_missing_frames_are_invisible_whatever_the_mask_says():
     split = UNEVEN_DATA.split("test")
-    asked = UNEVEN_DATA.posterior("test", everything(UNEVEN_DATA))
+    posterior = UNEVEN_DATA.posterior("test", full_masks(UNEVEN_DATA))
     assert any(not split.present[m].all() for m in UNEVEN.modalities)
-    np.testing.assert_array_equal(asked, UNEVEN_DATA.posterior("test", split.present))
+    np.testing.assert_array_equal(posterior, UNEVEN_DATA.posterior("test", split.present))
 
 
-def test_posterior_refuses_what_it_does_not_know():
-    masks = everything(MANY)
+def test_the_posterior_refuses_invalid_splits_modalities_and_shapes():
+    masks = full_masks(MANY)
     with pytest.raises(CorrKDError, match="no split 'dev'"):
         MANY.posterior("dev", masks)
     with pytest.raises(CorrKDError, match="no modality 'touch'"):
@@ -213,7 +209,7 @@ def test_posterior_survives_pickling():
 
 
 @pytest.mark.parametrize("dataset", [make(TINY), UNEVEN_DATA], ids=["tiny", "uneven"])
-def test_splits_are_what_every_reader_makes(dataset):
+def test_splits_pass_the_checks_of_every_reader(dataset):
     for name, split in dataset.splits.items():
         check_split(name, split)
         for m, frames in split.frames.items():
@@ -236,12 +232,12 @@ def test_classes_are_the_exact_tertiles_of_a_standard_normal_score():
     assert split.scores.var() == pytest.approx(1, abs=4 * np.sqrt(2 / len(split)))
 
 
-def test_same_spec_same_samples_and_another_seed_others():
-    one, two, other = make(UNEVEN), make(UNEVEN), make(SyntheticSpec(seed=1))
-    for name in one.splits:
-        for m in one.modalities:
-            np.testing.assert_array_equal(one.split(name).frames[m], two.split(name).frames[m])
-        np.testing.assert_array_equal(one.split(name).scores, two.split(name).scores)
+def test_equal_specs_give_equal_samples_and_other_seeds_others():
+    first, second, other = make(UNEVEN), make(UNEVEN), make(SyntheticSpec(seed=1))
+    for name in first.splits:
+        for m in first.modalities:
+            np.testing.assert_array_equal(first.split(name).frames[m], second.split(name).frames[m])
+        np.testing.assert_array_equal(first.split(name).scores, second.split(name).scores)
     default = make()
     assert not np.isclose(default.split("test").scores, other.split("test").scores).any()
     assert not np.isclose(default.split("test").scores[:400], default.split("valid").scores).any()
@@ -249,16 +245,16 @@ def test_same_spec_same_samples_and_another_seed_others():
 
 def test_splits_are_independent():
     dataset = make(SyntheticSpec(train=400, test=400))
-    for one, two in itertools.combinations(dataset.splits.values(), 2):
-        pairs = [(one.scores, two.scores)]
+    for a, b in itertools.combinations(dataset.splits.values(), 2):
+        pairs = [(a.scores, b.scores)]
         pairs += [
-            (one.frames[m].mean(1)[:, 0], two.frames[m].mean(1)[:, 0]) for m in dataset.modalities
+            (a.frames[m].mean(1)[:, 0], b.frames[m].mean(1)[:, 0]) for m in dataset.modalities
         ]
-        for left, right in pairs:
-            assert abs(np.corrcoef(left, right)[0, 1]) < 4.5 / np.sqrt(400)
+        for x, y in pairs:
+            assert abs(np.corrcoef(x, y)[0, 1]) < 4.5 / np.sqrt(400)
 
 
-def test_a_sample_depends_on_no_splits_size():
+def test_a_sample_does_not_depend_on_the_splits_size():
     sizes = {"shortest": 4, "natural_missing": 0.3}
     small = make(SyntheticSpec(train=5, valid=4, test=3, **sizes))
     large = make(SyntheticSpec(train=50, valid=40, test=30, **sizes))
@@ -279,13 +275,13 @@ def test_lengths_run_from_the_shortest_to_all_frames():
     assert set(split.lengths["vision"]) == {2}
 
 
-def test_natural_missing_takes_one_whole_modality_of_the_share_asked_for():
+def test_natural_missing_drops_one_modality_of_the_requested_share_of_samples():
     split = make(SyntheticSpec(train=5000, natural_missing=0.3)).split("train")
-    gone = np.stack([~present.any(1) for present in split.present.values()])
-    assert gone.sum(0).max() == 1
-    assert gone.any(0).mean() == pytest.approx(0.3, abs=4 * np.sqrt(0.21 / 5000))
-    np.testing.assert_array_equal(gone.any(0), split.naturally_incomplete())
-    assert gone.mean(1) == pytest.approx(0.1, abs=0.02)
+    missing = np.stack([~present.any(1) for present in split.present.values()])
+    assert missing.sum(0).max() == 1
+    assert missing.any(0).mean() == pytest.approx(0.3, abs=4 * np.sqrt(0.21 / 5000))
+    np.testing.assert_array_equal(missing.any(0), split.naturally_incomplete())
+    assert missing.mean(1) == pytest.approx(0.1, abs=0.02)
 
 
 def test_mosi_sizes():
@@ -299,7 +295,7 @@ def test_mosi_sizes():
 def test_any_modalities(modalities):
     dataset = make(SyntheticSpec(test=4000, modalities=modalities))
     assert dataset.modalities == modalities
-    p = dataset.posterior("test", everything(dataset))
+    p = dataset.posterior("test", full_masks(dataset))
     assert (p.argmax(1) == dataset.split("test").labels).mean() == pytest.approx(
         bayes_accuracy(p), abs=0.03
     )
@@ -307,27 +303,27 @@ def test_any_modalities(modalities):
 
 def test_modalities_are_unequally_informative_and_each_adds():
     value = {
-        chosen: bayes_accuracy(MANY.posterior("test", everything(MANY, modalities=chosen)))
+        subset: bayes_accuracy(MANY.posterior("test", full_masks(MANY, modalities=subset)))
         for size in (1, 2, 3)
-        for chosen in itertools.combinations(MANY.modalities, size)
+        for subset in itertools.combinations(MANY.modalities, size)
     }
     assert value["language",] > value["audio",] + 0.05 > value["vision",] + 0.08 > 1 / 3 + 0.2
-    for chosen, accuracy in value.items():
-        for m in chosen:
-            rest = tuple(other for other in chosen if other != m)
-            if rest:
-                assert accuracy > value[rest] + 0.01
+    for subset, accuracy in value.items():
+        for m in subset:
+            others = tuple(other for other in subset if other != m)
+            if others:
+                assert accuracy > value[others] + 0.01
 
 
 def test_documented_bayes_accuracies():
     rows = re.findall(r"^\| ([a-z+]+)((?: \| 0\.\d{3}){4}) \|", DOCS.read_text("utf-8"), flags=re.M)
     assert len(rows) == 7
     for name, numbers in rows:
-        chosen = MANY.modalities if name == "complete" else tuple(name.split("+"))
+        subset = MANY.modalities if name == "complete" else tuple(name.split("+"))
         for count, documented in zip((12, 6, 3, 1), re.findall(r"0\.\d{3}", numbers), strict=True):
             masks = {
                 m: mask & (np.arange(12) < count)
-                for m, mask in everything(MANY, modalities=chosen).items()
+                for m, mask in full_masks(MANY, modalities=subset).items()
             }
             assert bayes_accuracy(MANY.posterior("test", masks)) == pytest.approx(
                 float(documented), abs=0.01
@@ -342,12 +338,12 @@ def test_learnable_from_the_default_training_split_but_not_beyond_the_ceiling():
     }
     model = LogisticRegression(max_iter=1000).fit(means["train"], dataset.split("train").labels)
     accuracy = model.score(means["test"], dataset.split("test").labels)
-    ceiling = bayes_accuracy(dataset.posterior("test", everything(dataset)))
+    ceiling = bayes_accuracy(dataset.posterior("test", full_masks(dataset)))
     assert ceiling - 0.08 < accuracy < ceiling + 4 * np.sqrt(0.15 / 800)
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"train": 0}, "train = 0 must be a whole number from 1 up"),
         ({"test": "many"}, "test = 'many' must be a whole number from 1 up"),
@@ -375,16 +371,16 @@ def test_learnable_from_the_default_training_split_but_not_beyond_the_ceiling():
         ({"modalities": ("one",), "natural_missing": 0.1}, "at least two modalities"),
     ],
 )
-def test_a_bad_spec_is_one_clear_line(changes, says):
-    with pytest.raises(CorrKDError) as raised:
+def test_a_bad_spec_is_a_one_line_error(changes, message):
+    with pytest.raises(CorrKDError) as caught:
         SyntheticSpec(**changes)
-    assert says in str(raised.value)
-    assert "\n" not in str(raised.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_everything_shared_needs_no_private_weight():
     dataset = make(SyntheticSpec(shared=1.0, informativeness=0.0))
-    p = dataset.posterior("test", everything(dataset))
+    p = dataset.posterior("test", full_masks(dataset))
     assert (p.argmax(1) == dataset.split("test").labels).mean() == pytest.approx(
         bayes_accuracy(p), abs=0.05
     )

@@ -1,6 +1,4 @@
-"""Two methods of equal worth, tested on samples that come in groups: what intervals and tests of a
-comparison must stand.
-"""
+"""Simulated comparisons of two equally good methods on samples in groups."""
 
 from __future__ import annotations
 
@@ -26,9 +24,9 @@ def simulate(
     method_sd: float,
     seed_sd: float,
 ) -> tuple[Array, Array, Array]:
-    """Truth (N,), predictions (2, S, C, N) of two classes, groups (N,).
+    """Return truth (N,), predictions (2, S, C, N) of two classes, and groups (N,).
 
-    An answer is wrong where a sum of normal effects exceeds EASE: of the group, of the method in
+    A prediction is wrong where a sum of normal effects exceeds EASE: of the group, of the method in
     the group (`method_sd`, shared by the group's samples: a person whom one method reads well), of
     the method's seed, of the sample, and noise.
     """
@@ -45,5 +43,5 @@ def simulate(
 
 
 def expected_score(*, group_sd: float, method_sd: float, seed_sd: float) -> float:
-    """Weighted F1 over endless groups and seeds: the accuracy, the two classes being alike."""
+    """Return the weighted F1 over endless groups and seeds: the accuracy, as classes are alike."""
     return float(norm.cdf(EASE / math.hypot(group_sd, method_sd, seed_sd, SAMPLE_SD, NOISE_SD)))

@@ -36,7 +36,7 @@ def expectation_by_enumeration(p, decisions):
     concentration=st.sampled_from([0.1, 1, 10]),
     seed=st.integers(0, 999),
 )
-def test_expectation_is_that_of_enumeration(samples, classes, concentration, seed):
+def test_the_expectation_agrees_with_enumeration(samples, classes, concentration, seed):
     p = random_posteriors(samples, classes, concentration, seed)
     decisions = np.random.default_rng(seed + 1).integers(0, classes, samples)
     assert expected_weighted_f1(p, decisions) == pytest.approx(
@@ -45,7 +45,7 @@ def test_expectation_is_that_of_enumeration(samples, classes, concentration, see
 
 
 @pytest.mark.parametrize("weights", [(1, 1, 1), (0.2, 1, 6)], ids=["balanced", "unbalanced"])
-def test_expectation_is_that_of_monte_carlo(weights):
+def test_the_expectation_agrees_with_monte_carlo(weights):
     samples, draws = 800, 400
     numbers = np.random.default_rng(0)
     p = numbers.dirichlet(weights, samples)
@@ -56,26 +56,24 @@ def test_expectation_is_that_of_monte_carlo(weights):
 
 
 def expectation_by_counts(p, decisions):
-    """The law of the number of samples of a class, by convolution: a second way to the same
-    expectation, for any size.
-    """
+    """Compute the expectation from the distribution of each class's count, by convolution."""
     total = 0.0
     for k in range(p.shape[1]):
-        chosen = np.flatnonzero(decisions == k)
-        for i in chosen:
-            law = np.ones(1)
+        selected = np.flatnonzero(decisions == k)
+        for i in selected:
+            distribution = np.ones(1)
             for q in np.delete(p[:, k], i):
-                law = np.convolve(law, [1 - q, q])
-            count = 1 + np.arange(len(law))
-            total += p[i, k] * (law * count / (count + len(chosen))).sum()
+                distribution = np.convolve(distribution, [1 - q, q])
+            count = 1 + np.arange(len(distribution))
+            total += p[i, k] * (distribution * count / (count + len(selected))).sum()
     return 2 * total / len(p)
 
 
 @pytest.mark.parametrize(
-    "weights", [(1, 1, 1), (0.001, 1, 6)], ids=["balanced", "with a class almost never there"]
+    "weights", [(1, 1, 1), (0.001, 1, 6)], ids=["balanced", "with a rare class"]
 )
 @pytest.mark.parametrize("samples", [30, 300])
-def test_expectation_is_that_of_the_law_of_the_counts(samples, weights):
+def test_the_expectation_agrees_with_the_distribution_of_counts(samples, weights):
     p = np.random.default_rng(1).dirichlet(weights, samples)
     decisions = np.random.default_rng(2).integers(0, 3, samples)
     assert expected_weighted_f1(p, decisions) == pytest.approx(
@@ -98,7 +96,7 @@ def test_uninformed_decisions_are_spread_over_the_classes():
 
 
 @pytest.mark.parametrize(("samples", "classes"), [(2, 3), (3, 3), (4, 3), (5, 2), (6, 2)])
-def test_value_found_is_the_best_of_all_decisions(samples, classes):
+def test_the_value_is_nearly_the_best_of_all_decisions(samples, classes):
     every = [np.array(decisions) for decisions in itertools.product(range(classes), repeat=samples)]
     shortfalls = []
     for seed in range(120):
@@ -140,8 +138,8 @@ def test_no_random_start_and_no_single_change_does_better_at_a_test_splits_size(
         assert expected_weighted_f1(p, (p + offset).argmax(1)) <= value + 1e-5
 
 
-def test_a_rare_class_is_answered_more_often_than_it_is_most_probable():
-    # Accuracy never answers class 1; weighted F1 gains by it.
+def test_a_rare_class_is_predicted_more_often_than_it_is_most_probable():
+    # Accuracy never predicts class 1; weighted F1 gains by it.
     p = np.tile([0.6, 0.4], (100, 1))
     decisions, value = best_expected_weighted_f1(p)
     assert 0 < (decisions == 1).sum() < 100
@@ -161,7 +159,7 @@ def test_bayes_accuracy_is_the_mean_of_the_largest():
 
 
 @pytest.mark.parametrize(
-    ("posteriors", "says"),
+    ("posteriors", "message"),
     [
         (np.zeros((0, 3)), "shape"),
         (np.full(3, 1 / 3), "shape"),
@@ -170,9 +168,9 @@ def test_bayes_accuracy_is_the_mean_of_the_largest():
         ([[np.nan, 1.0]], "NaN"),
     ],
 )
-def test_what_is_no_posterior_is_refused(posteriors, says):
+def test_invalid_posteriors_are_refused(posteriors, message):
     for function in (bayes_accuracy, best_expected_weighted_f1):
-        with pytest.raises(CorrKDError, match=says):
+        with pytest.raises(CorrKDError, match=message):
             function(posteriors)
 
 

@@ -29,19 +29,19 @@ from tests.conftest import make_dataset, make_samples
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6), st.floats(0.2, 8.0))
-def test_finds_how_much_too_sure_the_logits_are(seed: int, scale: float) -> None:
-    """Labels drawn from softmax(x): logits scale * x need the temperature scale."""
+def test_the_temperature_recovers_the_scale_of_the_logits(seed: int, scale: float) -> None:
+    """Labels drawn from softmax(x): logits scale * x need the temperature `scale`."""
     random = torch.Generator().manual_seed(seed)
     true = 2 * torch.randn(4000, 3, generator=random, dtype=torch.float64)
     labels = torch.multinomial(true.softmax(-1), 1, generator=random)[:, 0]
-    found = fit_temperature(scale * true, labels)
-    assert found == pytest.approx(scale, rel=0.15)
-    best = cross_entropy(scale * true / found, labels)
-    for other in (0.9 * found, 1.1 * found):
+    temperature = fit_temperature(scale * true, labels)
+    assert temperature == pytest.approx(scale, rel=0.15)
+    best = cross_entropy(scale * true / temperature, labels)
+    for other in (0.9 * temperature, 1.1 * temperature):
         assert cross_entropy(scale * true / other, labels) > best
 
 
-def test_questions_share_one_and_the_ends_are_bounds() -> None:
+def test_questions_share_a_temperature_within_bounds() -> None:
     logits = torch.tensor([[[5.0, 0.0], [0.0, 5.0]], [[0.0, 5.0], [5.0, 0.0]]])
     right = torch.tensor([[0, 1], [1, 0]])
     assert 0.05 <= fit_temperature(logits, right) < 0.5
@@ -51,13 +51,13 @@ def test_questions_share_one_and_the_ends_are_bounds() -> None:
 
 
 def plain_group_quantile(values: list[float], groups: list[str], level: float) -> float:
-    """The smallest value that enough of the weight does not exceed, by a loop over values."""
+    """Return the smallest value that enough of the weight does not exceed, by a loop."""
     names = sorted(set(groups))
     for value in sorted(values):
         weight = 0.0
         for name in names:
-            own = [v for v, g in zip(values, groups, strict=True) if g == name]
-            weight += sum(v <= value for v in own) / len(own) / (len(names) + 1)
+            of_group = [v for v, g in zip(values, groups, strict=True) if g == name]
+            weight += sum(v <= value for v in of_group) / len(of_group) / (len(names) + 1)
         if weight >= level - 1e-12:
             return value
     return math.inf
@@ -68,10 +68,10 @@ def plain_group_quantile(values: list[float], groups: list[str], level: float) -
     st.lists(st.tuples(st.integers(0, 9), st.sampled_from("abcdefgh")), min_size=1, max_size=30),
     st.floats(0.05, 0.95),
 )
-def test_group_quantile_is_the_plain_one(drawn: list[tuple[int, str]], level: float) -> None:
+def test_group_quantile_agrees_with_a_loop(drawn: list[tuple[int, str]], level: float) -> None:
     values, groups = [float(v) for v, _ in drawn], [g for _, g in drawn]
-    found = group_quantile(np.array(values), np.array(groups), level)
-    assert found == plain_group_quantile(values, groups, level)
+    result = group_quantile(np.array(values), np.array(groups), level)
+    assert result == plain_group_quantile(values, groups, level)
 
 
 def test_a_group_weighs_the_same_whatever_its_size() -> None:
@@ -82,18 +82,16 @@ def test_a_group_weighs_the_same_whatever_its_size() -> None:
     assert group_quantile(values, groups, 0.9) == math.inf  # five groups promise no more than 5/6
 
 
-def test_sets_hold_the_truth_of_new_people_as_often_as_asked() -> None:
-    """People differ, each with a bias of their own; coverage is over new people and many
-    repetitions.
-    """
+def test_sets_contain_the_truth_of_new_people_at_the_requested_rate() -> None:
+    """Each person has a bias; coverage is over new people and many repetitions."""
     rng = np.random.default_rng(0)
     target = ClassesTarget(name="classes", classes=("a", "b", "c"))
 
     def people(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         groups = np.repeat(np.arange(count), rng.integers(1, 12, count))
-        own = rng.normal(size=(count, 3))[groups]
-        logits = rng.normal(size=(len(groups), 3)) + own
-        truth = (logits + own + rng.gumbel(size=logits.shape)).argmax(1)
+        bias = rng.normal(size=(count, 3))[groups]
+        logits = rng.normal(size=(len(groups), 3)) + bias
+        truth = (logits + bias + rng.gumbel(size=logits.shape)).argmax(1)
         return np.exp(logits) / np.exp(logits).sum(1, keepdims=True), truth, groups
 
     covered = []
@@ -101,8 +99,8 @@ def test_sets_hold_the_truth_of_new_people_as_often_as_asked() -> None:
         response, truth, groups = people(19)
         threshold = group_quantile(target.nonconformity(truth, response), groups, 0.8)
         response, truth, groups = people(20)
-        held = in_set(response, threshold)[np.arange(len(truth)), truth]
-        covered.append(np.mean([held[groups == g].mean() for g in np.unique(groups)]))
+        contained = in_set(response, threshold)[np.arange(len(truth)), truth]
+        covered.append(np.mean([contained[groups == g].mean() for g in np.unique(groups)]))
     assert 0.8 <= np.mean(covered) + 0.01 <= 0.88
 
 
@@ -115,29 +113,29 @@ def test_tempered_is_the_softmax_of_divided_logits() -> None:
     assert np.isfinite(tempered(np.array([[1.0, 0.0]], np.float32), 0.05)).all()
 
 
-def some_results(target: str) -> tuple[Samples, list[Result]]:
+def make_results(target: str) -> tuple[Samples, list[Result]]:
     samples = make_samples(make_dataset(), "valid", target)
     frames = dict.fromkeys(samples.modalities, 6)
     torch.manual_seed(0)
     network = build_network(
         samples.target, samples.widths, frames, NetworkSettings(width=8, heads=2, layers=1)
     )
-    chosen = named_conditions(["complete", "audio", "ratio-0.5"], samples.modalities, 2)
-    return samples, sweep(network, samples, chosen)
+    conditions = named_conditions(["complete", "audio", "ratio-0.5"], samples.modalities, 2)
+    return samples, sweep(network, samples, conditions)
 
 
-def test_each_condition_has_its_temperature_of_all_its_draws() -> None:
-    samples, results = some_results("classes")
+def test_each_condition_has_a_temperature_fitted_to_all_its_draws() -> None:
+    samples, results = make_results("classes")
     truth = samples.targets.numpy()
-    found = fit_temperatures(results, samples.target, truth)
-    assert list(found) == ["complete", "audio", "ratio-0.5"]
-    both = [r for r in results if r.condition.name == "ratio-0.5"]
-    assert len(both) == 2
-    logits = torch.tensor(np.concatenate([r.response for r in both])).double().log()
-    assert found["ratio-0.5"] == pytest.approx(
+    temperatures = fit_temperatures(results, samples.target, truth)
+    assert list(temperatures) == ["complete", "audio", "ratio-0.5"]
+    draws = [r for r in results if r.condition.name == "ratio-0.5"]
+    assert len(draws) == 2
+    logits = torch.tensor(np.concatenate([r.response for r in draws])).double().log()
+    assert temperatures["ratio-0.5"] == pytest.approx(
         fit_temperature(logits, torch.tensor(np.concatenate([truth, truth])))
     )
-    score_samples, score_results = some_results("score")
+    score_samples, score_results = make_results("score")
     assert (
         fit_temperatures(score_results, score_samples.target, score_samples.targets.numpy()) == {}
     )
@@ -145,32 +143,31 @@ def test_each_condition_has_its_temperature_of_all_its_draws() -> None:
 
 @pytest.mark.parametrize("target", ["classes", "score"])
 def test_coverage_by_group_agrees_with_the_table(target: str) -> None:
-    samples, results = some_results(target)
+    samples, results = make_results(target)
     truth, groups = samples.targets.numpy(), np.arange(len(samples)) % 4
     temperatures = fit_temperatures(results, samples.target, truth)
     thresholds = fit_thresholds(results, samples.target, truth, groups, 0.7, temperatures)
-    known = {n: Calibration(temperatures.get(n, 1.0), t) for n, t in thresholds.items()}
-    table = tabulate(results, samples.target, truth, samples.modalities, known)
-    by_group = coverage_by_group(results, samples.target, truth, groups, known)
+    fitted = {n: Calibration(temperatures.get(n, 1.0), t) for n, t in thresholds.items()}
+    table = tabulate(results, samples.target, truth, samples.modalities, fitted)
+    by_group = coverage_by_group(results, samples.target, truth, groups, fitted)
     for name in ("complete", "audio", "ratio-0.5"):
-        own = by_group[by_group["condition"] == name]
-        assert own["samples"].sum() == len(samples)
+        group_rows = by_group[by_group["condition"] == name]
+        assert group_rows["samples"].sum() == len(samples)
         for metric in ("coverage", "set_size"):
             rows = table[(table["condition"] == name) & (table["metric"] == metric)]
-            expected = np.average(own[metric], weights=own["samples"])
+            expected = np.average(group_rows[metric], weights=group_rows["samples"])
             assert rows["value"].mean() == pytest.approx(expected)
-        # Four groups, 0.7 of 5/5 of the weight: at least that share of the samples it was made
-        # from.
-        assert (own["coverage"].mean()) >= 0.7 * 5 / 4 - 1e-9
+        # Four groups have 4/5 of the weight, which must contain 0.7 of the full weight.
+        assert (group_rows["coverage"].mean()) >= 0.7 * 5 / 4 - 1e-9
     assert ("ece_calibrated" in set(table["metric"])) == (target == "classes")
 
 
-def test_nothing_is_covered_where_there_are_no_sets() -> None:
-    samples, results = some_results("classes")
-    known = {"complete": Calibration(2.0)}
-    table = tabulate(results, samples.target, samples.targets.numpy(), samples.modalities, known)
+def test_without_thresholds_no_coverage_is_reported() -> None:
+    samples, results = make_results("classes")
+    fitted = {"complete": Calibration(2.0)}
+    table = tabulate(results, samples.target, samples.targets.numpy(), samples.modalities, fitted)
     rows = table[table["metric"] == "ece_calibrated"]
     assert set(rows["condition"]) == {"complete"}
     assert "coverage" not in set(table["metric"])
     groups = np.zeros(len(samples), int)
-    assert coverage_by_group(results, samples.target, samples.targets.numpy(), groups, known).empty
+    assert coverage_by_group(results, samples.target, samples.targets.numpy(), groups, fitted).empty

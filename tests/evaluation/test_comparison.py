@@ -23,7 +23,7 @@ seeds = st.integers(0, 2**16)
 
 
 def f1(truth: Array, prediction: Array) -> float:
-    """scikit-learn's weighted F1, averaged over the questions of (N, Q)."""
+    """Return scikit-learn's weighted F1, averaged over the questions of (N, Q)."""
     columns = zip(
         truth.reshape(len(truth), -1).T, prediction.reshape(len(truth), -1).T, strict=True
     )
@@ -33,7 +33,7 @@ def f1(truth: Array, prediction: Array) -> float:
 def samples(
     seed: int, *, groups: int = 4, classes: int = 3, questions: int | None = None
 ) -> tuple[Array, Array, Array]:
-    """Truth, predictions of two methods with 3 seeds and 2 conditions, groups of unequal sizes."""
+    """Return truth, predictions of two methods (3 seeds, 2 conditions), and unequal groups."""
     rng = np.random.default_rng(seed)
     group = np.repeat(np.arange(groups), rng.integers(1, 6, groups))
     shape = (len(group),) if questions is None else (len(group), questions)
@@ -61,16 +61,16 @@ def test_counts_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("classes", "questions"), [(3, None), (7, None), (2, 4)])
-def test_weighted_f1_is_scikit_learns(classes: int, questions: int | None) -> None:
+def test_weighted_f1_agrees_with_scikit_learn(classes: int, questions: int | None) -> None:
     truth, prediction, group = samples(1, classes=classes, questions=questions)
     counts = comparison.confusion_counts(truth, prediction, group, classes)
     assert counts.shape == (2, 3, 2, 4, questions or 1, classes, classes)
     scores = comparison.weighted_f1(counts.sum(3))
-    for place in np.ndindex(2, 3, 2):
-        assert scores[place] == pytest.approx(f1(truth, prediction[place]), abs=1e-12)
-    one = group == 2
+    for index in np.ndindex(2, 3, 2):
+        assert scores[index] == pytest.approx(f1(truth, prediction[index]), abs=1e-12)
+    in_group = group == 2
     assert comparison.weighted_f1(counts[1, 0, 1, 2]) == pytest.approx(
-        f1(truth[one], prediction[1, 0, 1][one]), abs=1e-12
+        f1(truth[in_group], prediction[1, 0, 1][in_group]), abs=1e-12
     )
 
 
@@ -84,7 +84,9 @@ def test_weighted_f1_is_scikit_learns(classes: int, questions: int | None) -> No
         ([0.0, 1.0], [0, 1], [0, 0]),
     ],
 )
-def test_what_cannot_be_counted(truth: list[Any], prediction: list[Any], groups: list[Any]) -> None:
+def test_invalid_counts_are_refused(
+    truth: list[Any], prediction: list[Any], groups: list[Any]
+) -> None:
     with pytest.raises(CorrKDError, match="confusion counts"):
         comparison.confusion_counts(truth, prediction, groups, 2)
 
@@ -95,7 +97,7 @@ def test_what_cannot_be_counted(truth: list[Any], prediction: list[Any], groups:
 
 @given(st.lists(numbers, min_size=2, max_size=8))
 @settings(deadline=None, max_examples=50)
-def test_half_width_is_scipys_interval(values: list[float]) -> None:
+def test_half_width_agrees_with_scipy(values: list[float]) -> None:
     array = np.array(values)
     low, high = (
         stats.ttest_1samp(array, 0.0).confidence_interval(0.95)
@@ -110,7 +112,7 @@ def test_half_width_of_one_seed_is_undefined() -> None:
 
 
 @pytest.mark.parametrize(("classes", "questions"), [(3, None), (2, 2)])
-def test_the_bootstrap_is_that_of_samples(classes: int, questions: int | None) -> None:
+def test_the_bootstrap_agrees_with_resampling_by_hand(classes: int, questions: int | None) -> None:
     truth, prediction, group = samples(2, classes=classes, questions=questions)
     of_groups, of_seeds = np.random.default_rng(5).spawn(2)
     drawn = []
@@ -148,34 +150,34 @@ def test_the_bootstrap_is_that_of_samples(classes: int, questions: int | None) -
     )
 
 
-def test_one_group_and_one_seed_leave_no_chance() -> None:
+def test_one_group_and_one_seed_give_an_interval_of_no_width() -> None:
     counts = two_methods(3, groups=1)[0, :1]
     interval = comparison.group_interval(counts, seed=0, draws=50)
     assert interval.low == interval.mean == interval.high
 
 
-def test_chunks_change_memory_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_change_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = two_methods(4, groups=6)
-    whole = (
+    unchunked = (
         comparison.paired_group_interval(first, second, seed=1, draws=60),
         [comparison.sign_flip_test(first, second, seed=1, draws=draws) for draws in (63, 64)],
     )
     monkeypatch.setattr(comparison, "CHUNK", 1)
-    assert whole[0] == pytest.approx(
+    assert unchunked[0] == pytest.approx(
         comparison.paired_group_interval(first, second, seed=1, draws=60), abs=1e-12
     )
-    assert whole[1] == [
+    assert unchunked[1] == [
         comparison.sign_flip_test(first, second, seed=1, draws=draws) for draws in (63, 64)
     ]
 
 
 @given(seeds)
 @settings(deadline=None, max_examples=25)
-def test_which_method_is_first_is_a_matter_of_sign(seed: int) -> None:
+def test_swapping_the_methods_flips_the_sign(seed: int) -> None:
     first, second = two_methods(seed)
-    there = comparison.paired_group_interval(first, second, seed=seed, draws=200)
-    back = comparison.paired_group_interval(second, first, seed=seed, draws=200)
-    assert back == pytest.approx(Interval(-there.mean, -there.high, -there.low), abs=1e-12)
+    forward = comparison.paired_group_interval(first, second, seed=seed, draws=200)
+    reverse = comparison.paired_group_interval(second, first, seed=seed, draws=200)
+    assert reverse == pytest.approx(Interval(-forward.mean, -forward.high, -forward.low), abs=1e-12)
     for draws in (8, 200):  # random assignments and all of them
         p = comparison.sign_flip_test(first, second, seed=seed, draws=draws)
         assert comparison.sign_flip_test(second, first, seed=seed, draws=draws) == p
@@ -183,17 +185,17 @@ def test_which_method_is_first_is_a_matter_of_sign(seed: int) -> None:
 
 @given(seeds)
 @settings(deadline=None, max_examples=15)
-def test_the_order_of_groups_means_nothing(seed: int) -> None:
+def test_the_order_of_groups_does_not_matter(seed: int) -> None:
     first, second = two_methods(seed, groups=6)
     order = np.random.default_rng(seed).permutation(6)
     a, b = first[:, :, order], second[:, :, order]
     assert comparison.sign_flip_test(a, b, seed=0) == comparison.sign_flip_test(
         first, second, seed=0
     )
-    here = comparison.paired_group_interval(first, second, seed=0, draws=4000)
-    there = comparison.paired_group_interval(a, b, seed=0, draws=4000)
-    assert there.mean == pytest.approx(here.mean, abs=1e-12)
-    assert there == pytest.approx(here, abs=0.15 * (here.high - here.low) + 1e-12)
+    original = comparison.paired_group_interval(first, second, seed=0, draws=4000)
+    permuted = comparison.paired_group_interval(a, b, seed=0, draws=4000)
+    assert permuted.mean == pytest.approx(original.mean, abs=1e-12)
+    assert permuted == pytest.approx(original, abs=0.15 * (original.high - original.low) + 1e-12)
 
 
 @given(seeds, st.sampled_from([10, 10_000]))
@@ -204,7 +206,7 @@ def test_a_method_does_not_differ_from_itself(seed: int, draws: int) -> None:
     assert comparison.paired_group_interval(method, method, seed=seed, draws=50) == (0.0, 0.0, 0.0)
 
 
-def test_what_cannot_be_compared() -> None:
+def test_incomparable_counts_are_refused() -> None:
     first, second = two_methods(6)
     with pytest.raises(CorrKDError, match="pair the same seeds"):
         comparison.paired_group_interval(first, second[:2], seed=0)
@@ -226,17 +228,17 @@ def test_sign_flips_by_brute_force(seed: int, classes: int, questions: int | Non
     truth, prediction, group = samples(seed, classes=classes, questions=questions)
 
     def difference(swapped: tuple[int, ...]) -> float:
-        now = prediction.copy()
+        exchanged = prediction.copy()
         for g in np.flatnonzero(swapped):
             rows = group == g
-            now[0][:, :, rows], now[1][:, :, rows] = (
+            exchanged[0][:, :, rows], exchanged[1][:, :, rows] = (
                 prediction[1][:, :, rows],
                 prediction[0][:, :, rows],
             )
         return float(
             np.mean(
                 [
-                    f1(truth, now[0, s, c]) - f1(truth, now[1, s, c])
+                    f1(truth, exchanged[0, s, c]) - f1(truth, exchanged[1, s, c])
                     for s in range(3)
                     for c in (0, 1)
                 ]
@@ -252,7 +254,7 @@ def test_sign_flips_by_brute_force(seed: int, classes: int, questions: int | Non
     assert comparison.sign_flip_test(first, second, seed=0) == np.mean(hits)
 
 
-def test_random_assignments_come_close_to_all_of_them() -> None:
+def test_random_assignments_approximate_all_of_them() -> None:
     first, second = two_methods(8, groups=10)
     exact = comparison.sign_flip_test(first, second, seed=0, draws=1024)
     few = comparison.sign_flip_test(first, second, seed=0, draws=1023)
@@ -307,8 +309,8 @@ PERSONS = {"groups": 31, "size": 22, "conditions": 2}
 
 
 def rejections(runs: int, seeds: int) -> tuple[int, int]:
-    """How often, of `runs` comparisons without a difference, the sign flips and a paired test of
-    single samples have p <= 0.05.
+    """Count, in `runs` comparisons without a difference, the p <= 0.05 of the sign flips and of a
+    paired test of single samples.
     """
     rng = np.random.default_rng(runs)
     flips = naive = 0
@@ -323,26 +325,26 @@ def rejections(runs: int, seeds: int) -> tuple[int, int]:
     return flips, naive
 
 
-def hold(runs: int, seeds: int) -> None:
+def check_rejections(runs: int, seeds: int) -> None:
     flips, naive = rejections(runs, seeds)
     assert flips <= stats.binom.ppf(0.999, runs, 0.05)
     assert naive > 2 * stats.binom.ppf(0.999, runs, 0.05)
 
 
-def test_sign_flips_keep_their_level_where_samples_of_a_group_go_together() -> None:
-    hold(300, seeds=2)
+def test_sign_flips_keep_their_level_where_samples_of_a_group_are_dependent() -> None:
+    check_rejections(300, seeds=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 5])
 def test_sign_flips_keep_their_level(seeds: int) -> None:
-    hold(2000, seeds)
+    check_rejections(2000, seeds)
 
 
 @pytest.mark.slow
 def test_the_bootstrap_covers_with_a_hundred_groups() -> None:
     spread = {"group_sd": 0.4, "method_sd": 0.3, "seed_sd": 0.05}
-    truly, rng, runs = expected_score(**spread), np.random.default_rng(0), 1000
+    true_score, rng, runs = expected_score(**spread), np.random.default_rng(0), 1000
     covered = np.zeros(2, int)
     for run in range(runs):
         truth, prediction, group = simulate(
@@ -351,20 +353,23 @@ def test_the_bootstrap_covers_with_a_hundred_groups() -> None:
         first, second = comparison.confusion_counts(truth, prediction, group, 2)
         average = comparison.group_interval(first, seed=run, draws=999)
         difference = comparison.paired_group_interval(first, second, seed=run, draws=999)
-        covered += [average.low <= truly <= average.high, difference.low <= 0 <= difference.high]
+        covered += [
+            average.low <= true_score <= average.high,
+            difference.low <= 0 <= difference.high,
+        ]
     assert (covered >= stats.binom.ppf(0.001, runs, 0.95)).all()
 
 
 def test_seeds_that_test_a_group_or_two_each_have_an_interval() -> None:
-    """Of three seeds with a fold of their own and one that holds nobody tested: many draws hold no
-    group of a drawn seed.
+    """Each of three seeds tests two groups and nobody the seventh: many draws contain no group of a
+    drawn seed.
     """
     rng = np.random.default_rng(0)
     counts = np.zeros((3, 2, 7, 1, 3, 3), np.int32)
     for seed in range(3):
         counts[seed][:, 2 * seed : 2 * seed + 2] = rng.integers(1, 9, (2, 2, 1, 3, 3))
-    whole = comparison.group_interval(counts, seed=0, draws=500)
-    assert whole.low < whole.mean < whole.high
-    assert whole == comparison.group_interval(counts[:, :, :6], seed=0, draws=500)
-    none = comparison.paired_group_interval(counts, counts, seed=0, draws=500)
-    assert none == (0.0, 0.0, 0.0)
+    interval = comparison.group_interval(counts, seed=0, draws=500)
+    assert interval.low < interval.mean < interval.high
+    assert interval == comparison.group_interval(counts[:, :, :6], seed=0, draws=500)
+    difference = comparison.paired_group_interval(counts, counts, seed=0, draws=500)
+    assert difference == (0.0, 0.0, 0.0)

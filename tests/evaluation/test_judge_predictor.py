@@ -38,7 +38,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def with_gaps(dataset: MultimodalDataset) -> MultimodalDataset:
-    """The dataset with every third sample's vision absent in the data itself."""
+    """Return the dataset with every third sample's vision absent in the data itself."""
     splits = {}
     for name, split in dataset.splits.items():
         vision = split.present["vision"] & (np.arange(len(split)) % 3 > 0)[:, None]
@@ -46,30 +46,30 @@ def with_gaps(dataset: MultimodalDataset) -> MultimodalDataset:
     return replace(dataset, splits=splits)
 
 
-def saved_network(dataset: MultimodalDataset, target: str) -> SavedNetwork:
+def saved_network(dataset: MultimodalDataset, name: str) -> SavedNetwork:
     torch.manual_seed(3)
-    made = make_target(target, dataset)
+    target = make_target(name, dataset)
     frames = {m: x.shape[1] for m, x in dataset.split("train").frames.items()}
-    network = build_network(made, dataset.widths, frames, SMALL).eval()
+    network = build_network(target, dataset.widths, frames, SMALL).eval()
     return SavedNetwork(
         network=network,
         normalisation=fit_normalisation(dataset.split("train")),
-        target=made,
+        target=target,
         frames=frames,
     )
 
 
 @pytest.mark.parametrize("target", ["classes", "score"])
-def test_a_network_is_judged_as_by_evaluate(target: str) -> None:
+def test_a_predictor_gets_the_results_of_evaluate(target: str) -> None:
     dataset = with_gaps(make_dataset())
     saved = saved_network(dataset, target)
 
     @torch.no_grad()
     def predict(frames: Arrays, exists: Arrays, visible: Arrays) -> np.ndarray:
-        parts = (
-            {m: torch.as_tensor(x) for m, x in given.items()} for given in (frames, exists, visible)
+        inputs = (
+            {m: torch.as_tensor(x) for m, x in field.items()} for field in (frames, exists, visible)
         )
-        logits = saved.network(Inputs(*parts)).logits
+        logits = saved.network(Inputs(*inputs)).logits
         return (logits if target == "score" else logits.softmax(-1)).numpy()
 
     samples = make_samples(dataset, "test", target)
@@ -78,15 +78,15 @@ def test_a_network_is_judged_as_by_evaluate(target: str) -> None:
     pd.testing.assert_frame_equal(judged, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_what_is_not_visible_is_zero_and_masks_agree() -> None:
+def test_invisible_frames_are_zero_and_masks_agree() -> None:
     samples = make_samples(with_gaps(make_dataset()), "test")
-    seen = []
+    counts = []
 
     def predict(frames: Arrays, exists: Arrays, visible: Arrays) -> np.ndarray:
         for m, x in frames.items():
             assert not x[~visible[m]].any()
             assert not (visible[m] & ~exists[m]).any()
-        seen.append(sum(int(v.sum()) for v in visible.values()))
+        counts.append(sum(int(v.sum()) for v in visible.values()))
         return np.full((len(frames["audio"]), 3), 1 / 3)
 
     judge_predictor(
@@ -95,15 +95,15 @@ def test_what_is_not_visible_is_zero_and_masks_agree() -> None:
         conditions=["complete", "ratio-0.3", "ratio-0.6", "ratio-1.0", "noise-0.6"],
         draws=1,
     )
-    complete, some, more, nothing, noisy = seen
+    complete, some, more, nothing, noisy = counts
     assert complete > some > more > nothing == 0
     assert noisy == complete
 
 
-def test_replays_a_manifest(tmp_path: Path) -> None:
+def test_a_manifest_is_replayed(tmp_path: Path) -> None:
     samples = make_samples(make_dataset(), "test")
-    chosen = named_conditions(["language", "ratio-0.5", "noise-0.5"], samples.modalities, 2)
-    save_manifest(tmp_path / "masks.safetensors", make_manifest(samples, chosen, seed=5))
+    conditions = named_conditions(["language", "ratio-0.5", "noise-0.5"], samples.modalities, 2)
+    save_manifest(tmp_path / "masks.safetensors", make_manifest(samples, conditions, seed=5))
     weights = np.random.default_rng(0).normal(size=(5, 3))
 
     def predict(frames: Arrays, exists: Arrays, visible: Arrays) -> np.ndarray:
@@ -124,7 +124,7 @@ def test_replays_a_manifest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("output", "message"),
     [
         (np.full((36, 2), 0.5), r"shape \(36, 2\), expected \(36, 3\)"),
         (np.full((36, 3), np.nan), "NaN"),
@@ -132,7 +132,7 @@ def test_replays_a_manifest(tmp_path: Path) -> None:
         (np.tile([1.5, -0.5, 0.0], (36, 1)), "probabilities"),
     ],
 )
-def test_an_answer_that_is_none_is_one_clear_line(answer: np.ndarray, message: str) -> None:
+def test_an_invalid_output_is_a_one_line_error(output: np.ndarray, message: str) -> None:
     samples = make_samples(make_dataset(), "test")
     with pytest.raises(CorrKDError, match=message):
-        judge_predictor(lambda frames, exists, visible: answer, samples, conditions=["complete"])
+        judge_predictor(lambda frames, exists, visible: output, samples, conditions=["complete"])

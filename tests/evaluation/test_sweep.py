@@ -23,19 +23,19 @@ def fresh(samples: Samples, **changes: object) -> CorrKDNetwork:
     return build_network(samples.target, samples.widths, frames, SMALL.model_copy(update=changes))
 
 
-def one_pass(
-    network: CorrKDNetwork, samples: Samples, chosen: Condition, draw: int, seed: int
+def single_pass(
+    network: CorrKDNetwork, samples: Samples, single: Condition, draw: int, seed: int
 ) -> np.ndarray:
-    """A condition by itself: mask the whole split, run the whole network."""
+    """Evaluate a single condition: mask the full split and run the full network."""
     network.eval()
     batch = samples.take(torch.arange(len(samples)))
-    dropped = chosen.dropped(batch, seed=seed, draw=draw)
+    dropped = single.dropped(batch, seed=seed, draw=draw)
     frames, visible = dict(batch.frames), {m: batch.present[m] & ~dropped[m] for m in batch.frames}
-    if chosen.kind == "noise":
+    if single.kind == "noise":
         visible = dict(batch.present)
         for m, x in frames.items():
-            heard = noise(batch.keys, *x.shape[1:], seed=seed, modality=m, draw=draw)
-            frames[m] = torch.where((dropped[m] & batch.present[m])[..., None], heard, x)
+            noisy = noise(batch.keys, *x.shape[1:], seed=seed, modality=m, draw=draw)
+            frames[m] = torch.where((dropped[m] & batch.present[m])[..., None], noisy, x)
     inputs = Inputs(frames, batch.exists, visible).with_lengths(samples.lengths)
     with torch.no_grad():
         return torch.softmax(network(inputs).logits, -1).numpy()
@@ -45,7 +45,7 @@ def one_pass(
 @pytest.mark.parametrize(
     "names", [("language", "audio", "vision"), ("a", "b"), ("a", "b", "c", "d")]
 )
-def test_all_conditions_at_once_are_the_conditions_one_by_one(
+def test_a_sweep_agrees_with_one_condition_at_a_time(
     names: tuple[str, ...], changes: dict[str, object]
 ) -> None:
     samples = make_samples(make_dataset(dict(zip(names, (5, 3, 4, 2), strict=False))), "test")
@@ -60,7 +60,7 @@ def test_all_conditions_at_once_are_the_conditions_one_by_one(
     results = sweep(network, samples, conditions, mask_seed=5, batch_size=7)
     assert len(results) == sum(c.draws for c in conditions)
     for result in results:
-        expected = one_pass(network, samples, result.condition, result.draw, 5)
+        expected = single_pass(network, samples, result.condition, result.draw, 5)
         np.testing.assert_allclose(result.response, expected, atol=1e-5)
 
 
@@ -98,10 +98,10 @@ def test_a_missing_modality_is_encoded_once_for_all_samples(
 def test_batch_size_changes_only_rounding_and_mode_is_kept() -> None:
     samples = make_samples(make_dataset(), "test")
     network = fresh(samples).train()
-    chosen = [condition("ratio-0.5", samples.modalities), condition("audio", samples.modalities)]
+    tested = [condition("ratio-0.5", samples.modalities), condition("audio", samples.modalities)]
     for first, second in zip(
-        sweep(network, samples, chosen, batch_size=3),
-        sweep(network, samples, chosen, batch_size=36),
+        sweep(network, samples, tested, batch_size=3),
+        sweep(network, samples, tested, batch_size=36),
         strict=True,
     ):
         np.testing.assert_allclose(first.response, second.response, atol=1e-6)
@@ -125,7 +125,7 @@ def test_natural_and_intact_divide_the_samples_by_what_the_data_lacks() -> None:
     np.testing.assert_array_equal(natural.response, complete.response[[3, 8]])
 
 
-def test_representations_are_kept_where_asked_for() -> None:
+def test_representations_are_kept_on_request() -> None:
     samples = make_samples(make_dataset(), "test")
     results = sweep(
         fresh(samples), samples, subsets(samples.modalities), keep_representations=["audio"]
@@ -146,8 +146,8 @@ def test_the_selection_score_is_the_mean_over_the_missing_subsets() -> None:
         samples.targets.numpy(),
         samples.modalities,
     )
-    chosen = table[table.metric == "weighted_f1"].set_index("condition")["value"]
+    f1 = table[table.metric == "weighted_f1"].set_index("condition")["value"]
     assert mean_missing_f1(network, samples) == pytest.approx(
-        chosen.drop(["complete", "average"]).mean()
+        f1.drop(["complete", "average"]).mean()
     )
-    assert chosen["average"] == pytest.approx(chosen.drop(["complete", "average"]).mean())
+    assert f1["average"] == pytest.approx(f1.drop(["complete", "average"]).mean())

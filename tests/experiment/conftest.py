@@ -1,4 +1,4 @@
-"""A finished run that many tests look at, and what they compare runs by."""
+"""A finished run that many tests read, and helpers that make and compare runs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from corrkd.report import figures
 from tests.command import TINY, sketch
 from tests.conftest import made_once
 
-# Seconds and dates: what two equal runs may differ in.
-APART = ("timings.csv", "tfevents", ".lock", "cost.json", "costs.", "tables/time.", "log.txt")
+# Files with times and dates, in which two equal runs may differ.
+VARYING = ("timings.csv", "tfevents", ".lock", "cost.json", "costs.", "tables/time.", "log.txt")
 
 
 def tiny(**changes: Any) -> dict[str, Any]:
-    """The tiny settings with changes, a level deep."""
+    """Return the tiny settings with changes, a level deep."""
     tree = copy.deepcopy(TINY)
     for key, value in changes.items():
         tree[key] = {**tree[key], **value} if isinstance(tree.get(key), dict) else value
@@ -30,27 +30,27 @@ def tiny(**changes: Any) -> dict[str, Any]:
 
 
 def contents(folder: Path, pattern: str = "**/*") -> dict[str, bytes]:
-    """The bytes of all that must be reproducible, by path."""
+    """Return the bytes of all files that must be reproducible, by path."""
     files = {str(p.relative_to(folder)): p for p in folder.glob(pattern) if p.is_file()}
     return {
         name: p.read_bytes()
         for name, p in sorted(files.items())
-        if not any(word in name for word in APART)
+        if not any(fragment in name for fragment in VARYING)
     }
 
 
-def assert_same(one: dict[str, bytes], other: dict[str, bytes]) -> None:
-    """Byte for byte; says which files differ."""
-    assert one.keys() == other.keys()
-    assert one
-    assert not [name for name in one if one[name] != other[name]]
+def assert_same(first: dict[str, bytes], second: dict[str, bytes]) -> None:
+    """Compare files byte for byte; the failure lists those that differ."""
+    assert first.keys() == second.keys()
+    assert first
+    assert not [name for name in first if first[name] != second[name]]
 
 
 def write_npz(
     path: Path, widths: dict[str, int], count: int = 60, seed: int = 0, **more: Any
 ) -> Path:
-    """A learnable dataset of named arrays: modalities of any number, three classes, splits of 30,
-    15 and 15.
+    """Write a learnable dataset of named arrays: any number of modalities, three classes,
+    splits of a half, a quarter and a quarter of the samples.
     """
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 3
@@ -69,15 +69,15 @@ def write_npz(
 
 
 def dataset_in(run: Path) -> Path:
-    """The folder of the only dataset in a run's folder."""
+    """Return the folder of the only dataset in a run's folder."""
     (card,) = run.glob("*/run.json")
     return card.parent
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seeds on the built-in dataset, some samples naturally incomplete, with its report. Not to
-    be changed.
+    """A run of two seeds on the built-in dataset, some samples naturally incomplete, with its
+    report; tests must not change it.
     """
     synthetic = {**TINY["data"]["synthetic"], "natural_missing": 0.4}
     settings = tiny(data={"synthetic": synthetic}, seeds=[0, 1])
@@ -85,14 +85,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_unreported(settings: Any, folder: Path) -> corrkd.Run:
-    """A run without its report, which takes longer than a tiny run."""
+    """Run without the report, which takes longer than a tiny run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "write_report", lambda folder: folder)
         return corrkd.run(settings, folder)
 
 
 def run_sketched(settings: Any, folder: Path) -> corrkd.Run:
-    """A run with its report, whose figures are made but not drawn."""
+    """Run with a report whose figures are not drawn."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "picture", sketch)
         return corrkd.run(settings, folder)
@@ -100,20 +100,20 @@ def run_sketched(settings: Any, folder: Path) -> corrkd.Run:
 
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out the report, which takes longer than a tiny run."""
+    """Leave out the report, which takes longer than a tiny run."""
     monkeypatch.setattr(run_module, "write_report", lambda folder: folder)
 
 
 @pytest.fixture
 def jobs_run(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """Which jobs ran, in this process. The report is left out."""
+    """The jobs that ran in this process; the report is left out."""
     ran: list[Job] = []
     attempt = runner.attempt
 
-    def watching(job: Job, *arguments: Any) -> str | None:
+    def recorded(job: Job, *arguments: Any) -> str | None:
         ran.append(job)
         return attempt(job, *arguments)
 
-    monkeypatch.setattr(runner, "attempt", watching)
+    monkeypatch.setattr(runner, "attempt", recorded)
     monkeypatch.setattr("corrkd.experiment.run.write_report", lambda out: out)
     return ran

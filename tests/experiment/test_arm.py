@@ -38,7 +38,7 @@ def options_of(arm: Arm) -> dict[str, Any]:
     return arm.method.options.model_dump()
 
 
-def test_an_arm_takes_the_runs_settings_where_they_are_its_own() -> None:
+def test_an_arm_takes_the_runs_settings_where_they_apply() -> None:
     corrkd, gcnet = resolve("corrkd", ArmSettings(), RUN), resolve("gcnet", ArmSettings(), RUN)
     assert corrkd.network == RUN.student.network == RUN.teacher.network
     assert corrkd.method == RUN.student.method
@@ -55,7 +55,7 @@ def test_an_arm_takes_the_runs_settings_where_they_are_its_own() -> None:
     assert teacher.start != corrkd.start == gcnet.start
 
 
-def test_changes_lie_over_and_leave_the_rest() -> None:
+def test_changes_override_single_settings_and_keep_the_others() -> None:
     arm = resolve(
         "mine", ArmSettings(method={"name": "corrkd", "scd": {"weight": 2.0}}, lr=0.1), RUN
     )
@@ -68,13 +68,13 @@ def test_changes_lie_over_and_leave_the_rest() -> None:
     assert (arm.name, arm.method.name, arm.kind) == ("mine", "corrkd", "method")
 
 
-def test_the_ablation_leaves_out_what_it_names() -> None:
+def test_an_ablation_disables_the_named_loss() -> None:
     options = {name: options_of(resolve(name, ArmSettings(), RUN)) for name in ABLATION}
-    seen = {
+    active = {
         name: tuple(o[term]["weight"] > 0 for term in ("scd", "cpd", "rcd", "kl"))
         for name, o in options.items()
     }
-    assert seen == {
+    assert active == {
         "corrkd-without-scd": (False, True, True, False),
         "corrkd-without-cpd": (True, False, True, False),
         "corrkd-without-rcd": (True, True, False, False),
@@ -90,8 +90,7 @@ def test_an_arm_is_taught_by_the_teacher_or_by_the_arm_that_its_method_names() -
         resolve(name, ArmSettings(), RUN).taught_by
         for name in ("corrkd", "kl", "hrlf", "gcnet", "teacher")
     ] == ["teacher", "teacher", "hrlf-teacher", None, None]
-    # Where the run's student is HRLF's, its teacher is the run's; others are taught by that one,
-    # too.
+    # If the run's student is HRLF's, so is the run's teacher, which teaches all others, too.
     assert (
         resolve("hrlf", ArmSettings(), hrlf).taught_by
         == resolve("student", ArmSettings(), hrlf).taught_by
@@ -102,7 +101,7 @@ def test_an_arm_is_taught_by_the_teacher_or_by_the_arm_that_its_method_names() -
     assert resolve("teacher", ArmSettings(), RUN).method.name == "no-distillation"
 
 
-def test_a_method_s_own_teacher_is_trained_as_the_run_s() -> None:
+def test_the_teacher_of_a_method_is_trained_like_that_of_the_run() -> None:
     settings = load_settings(student={"epochs": 9}, teacher={"epochs": 3})
     plain, of_hrlf = (
         resolve(name, ArmSettings(), settings) for name in ("teacher", "hrlf-teacher")
@@ -121,8 +120,8 @@ def test_a_method_s_own_teacher_is_trained_as_the_run_s() -> None:
         resolve("hrlf-teacher", ArmSettings(trains_on="missing"), settings)
 
 
-def test_what_papers_train_on_complete_samples_can_be_trained_on_incomplete_ones() -> None:
-    """And each is chosen by what it is trained on."""
+def test_methods_for_complete_samples_can_be_trained_on_incomplete_ones() -> None:
+    """The epoch is selected on the same kind of samples."""
     for name, settings, complete in (
         ("cubemlp", ArmSettings(), True),
         ("cubemlp", ArmSettings(trains_on="missing"), False),
@@ -132,7 +131,7 @@ def test_what_papers_train_on_complete_samples_can_be_trained_on_incomplete_ones
         assert (arm.complete, arm.selection) == (complete, BY_COMPLETE if complete else BY_MISSING)
 
 
-def test_every_name_there_is_resolves() -> None:
+def test_every_arm_name_resolves() -> None:
     for name in arm_names():
         assert resolve(name, ArmSettings(), RUN).title
     assert set(GROUPS["all"]) <= set(arm_names())
@@ -165,13 +164,13 @@ def test_every_name_there_is_resolves() -> None:
         ),
     ],
 )
-def test_what_cannot_be_is_one_line(name: str, changes: dict[str, object], line: str) -> None:
+def test_invalid_arms_are_one_line_errors(name: str, changes: dict[str, object], line: str) -> None:
     with pytest.raises(CorrKDError, match=line) as error:
         resolve(name, ArmSettings.model_validate(changes), RUN)
     assert "\n" not in str(error.value)
 
 
-def test_a_trainings_keys_stand_in_the_arm_itself() -> None:
+def test_settings_of_training_are_keys_of_the_arm() -> None:
     with pytest.raises(ValidationError, match="epochs"):
         ArmSettings(epochs=0)
     last = load_settings(student={"keep": "last"})
@@ -181,7 +180,7 @@ def test_a_trainings_keys_stand_in_the_arm_itself() -> None:
         resolve("smil", ArmSettings(patience=3), last)
 
 
-def test_any_network_is_a_methods_that_needs_none() -> None:
+def test_a_method_that_requires_no_network_takes_any() -> None:
     arm = resolve("kl", ArmSettings(network={"name": "cubemlp", "dropout": 0.3}), RUN)
     assert arm.network.class_ is CubeMLPNetwork
     assert arm.network.options == CubeMLPSettings(dropout=0.3)
@@ -201,11 +200,11 @@ def test_any_network_is_a_methods_that_needs_none() -> None:
 def test_laid_over_joins_nested_changes() -> None:
     below = ArmSettings(title="below", network={"network": {"width": 20, "layers": 2}})
     above = ArmSettings(network={"network": {"layers": 1}}, lr=1.0)
-    both = laid_over("smil", below, above)
-    assert both.title == "below"
-    assert both.network == {"network": {"width": 20, "layers": 1}}
-    assert both.model_fields_set == {"title", "network", "lr"}
-    assert both.lr == 1.0
+    merged = laid_over("smil", below, above)
+    assert merged.title == "below"
+    assert merged.network == {"network": {"width": 20, "layers": 1}}
+    assert merged.model_fields_set == {"title", "network", "lr"}
+    assert merged.lr == 1.0
 
 
 @pytest.mark.parametrize(
@@ -243,23 +242,23 @@ def test_laid_over_joins_nested_changes() -> None:
         ),
     ],
 )
-def test_an_arm_of_a_dataset_lies_over_that_of_the_file(
+def test_an_arm_of_a_dataset_overrides_that_of_the_plan(
     name: str, below: dict[str, Any], above: dict[str, Any], expected: dict[str, dict[str, Any]]
 ) -> None:
-    both = laid_over(name, ArmSettings(method=below), ArmSettings(method=above))
-    options = options_of(resolve(name, both, load_settings()))
+    merged = laid_over(name, ArmSettings(method=below), ArmSettings(method=above))
+    options = options_of(resolve(name, merged, load_settings()))
     assert {
         term: {key: options[term][key] for key in values} for term, values in expected.items()
     } == expected
 
 
-def test_a_named_network_keeps_what_lies_below_where_it_is_the_same() -> None:
-    both = laid_over(
+def test_a_named_network_keeps_the_settings_below_if_it_is_the_same() -> None:
+    merged = laid_over(
         "gcnet",
         ArmSettings(network={"past": 4}),
         ArmSettings(network={"name": "gcnet", "future": 3}),
     )
-    assert resolve("gcnet", both, RUN).network.options == GCNetSettings(past=4, future=3)
+    assert resolve("gcnet", merged, RUN).network.options == GCNetSettings(past=4, future=3)
     original = resolve(
         "transm-original", ArmSettings(network={"name": "transm", "decoder_layers": 3}), RUN
     ).network
@@ -269,7 +268,7 @@ def test_a_named_network_keeps_what_lies_below_where_it_is_the_same() -> None:
     ) == (10, 3)
 
 
-def test_an_arm_takes_models_for_trees() -> None:
+def test_an_arm_accepts_models_instead_of_mappings() -> None:
     term = ArmSettings(method={"name": "corrkd", "scd": Relations(weight=0.5)})
     assert options_of(resolve("mine", term, RUN))["scd"] == {
         "form": "relations",

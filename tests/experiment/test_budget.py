@@ -31,9 +31,7 @@ def arm_of(epochs: int) -> Arm:
 
 
 class Trainer:
-    """Trains nothing: leaves files as a training does, whose validation score follows from the
-    budget.
-    """
+    """Write a training's files without training; the validation score depends on the budget."""
 
     def __init__(self, scores: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> None:
         self.ran: list[int] = []
@@ -57,7 +55,7 @@ class Trainer:
 
 
 @pytest.mark.parametrize(
-    ("scores", "chosen", "ran"),
+    ("scores", "epochs", "ran"),
     [
         ({4: 0.5, 8: 0.502}, 4, [4, 8]),  # 0.2 points are too little
         ({4: 0.5, 8: 0.504, 16: 0.6, 32: 0.59}, 16, [4, 8, 16, 32]),
@@ -68,25 +66,25 @@ def test_a_budget_is_doubled_until_it_gains_little(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     scores: dict[int, float],
-    chosen: int,
+    epochs: int,
     ran: list[int],
 ) -> None:
     train = Trainer(scores, monkeypatch)
-    made = choose_budget(arm_of(4), BudgetRule(gain=0.3, doublings=3), 7, tmp_path, train)
-    assert (made.epochs, made.seed, made.scores) == (chosen, 7, scores)
+    budget = choose_budget(arm_of(4), BudgetRule(gain=0.3, doublings=3), 7, tmp_path, train)
+    assert (budget.epochs, budget.seed, budget.scores) == (epochs, 7, scores)
     assert train.ran == ran
-    # The training of the choice is kept, and nothing of the others.
-    assert json.loads((tmp_path / "no-distillation.json").read_text())["epochs"] == chosen
+    # The chosen training is kept, and nothing of the others.
+    assert json.loads((tmp_path / "no-distillation.json").read_text())["epochs"] == epochs
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "budget.json",
         "no-distillation.json",
         "no-distillation.safetensors",
         "tfevents",
     ]
-    assert read_budget(tmp_path) == made
+    assert read_budget(tmp_path) == budget
 
 
-def test_a_choice_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_choice_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = Trainer({4: 0.5, 8: 0.6, 16: 0.6}, monkeypatch)
     train(arm_of(4), tmp_path / "epochs-4")
     train(arm_of(8), tmp_path / "epochs-8")
@@ -103,7 +101,7 @@ def test_a_choice_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "no-distillation.json").is_file()
 
 
-def test_a_damaged_choice_is_one_line(tmp_path: Path) -> None:
+def test_a_damaged_choice_is_a_one_line_error(tmp_path: Path) -> None:
     assert read_budget(tmp_path) is None
     (tmp_path / "budget.json").write_text("{}")
     with pytest.raises(CorrKDError, match="delete the folder to choose the budget again"):
@@ -120,15 +118,15 @@ def plan_file(tmp_path: Path, **more: Any) -> Path:
     return path
 
 
-def test_all_seeds_train_for_what_the_first_chose_and_the_plan_says_it(
+def test_all_seeds_train_for_the_first_seeds_choice_which_the_plan_records(
     tmp_path: Path, jobs_run: list[Job]
 ) -> None:
     plan = load_plan(plan_file(tmp_path, budget={"gain": 0.0, "doublings": 2}))
     out = tmp_path / "out"
     assert not compare(plan, out).failures
-    chosen = read_plan(out).datasets["built-in"].epochs
-    assert set(chosen) == {"teacher", "kl"}
-    for arm, epochs in chosen.items():
+    choices = read_plan(out).datasets["built-in"].epochs
+    assert set(choices) == {"teacher", "kl"}
+    for arm, epochs in choices.items():
         assert read_budget(out / "built-in" / "seed-0" / arm) is not None
         assert read_budget(out / "built-in" / "seed-1" / arm) is None
         for seed in (0, 1):
@@ -137,19 +135,19 @@ def test_all_seeds_train_for_what_the_first_chose_and_the_plan_says_it(
     stated = json.loads((out / "built-in" / "run.json").read_text())["protocol"]
     line = next(line for line in stated if line.startswith("Epochs"))
     assert line.startswith(
-        f"Epochs: {chosen['kl']} for all methods; the teacher: {chosen['teacher']}. Where"
+        f"Epochs: {choices['kl']} for all methods; the teacher: {choices['teacher']}. Where"
     )
     assert "less than 0 points (seed 0 decides; at most 2 doublings)" in line
-    # The folder's own plan chooses nothing again: one training for each run.
+    # The folder's plan chooses nothing again: one training for each run.
     again = load_plan(out / "plan.yaml")
-    assert again.datasets["built-in"].epochs == chosen
+    assert again.datasets["built-in"].epochs == choices
     jobs_run.clear()
     done = compare(again, tmp_path / "again")
     assert not any((tmp_path / "again").rglob("budget.json"))
     assert done.results.equals(compare(plan, out).results)
 
 
-def test_teachers_are_chosen_first_and_those_that_lead_before_the_rest(
+def test_teachers_run_first_and_deciding_seeds_before_the_others(
     tmp_path: Path, jobs_run: list[Job]
 ) -> None:
     compare(load_plan(plan_file(tmp_path, budget={"gain": 100.0})), tmp_path / "out")
@@ -161,58 +159,58 @@ def test_teachers_are_chosen_first_and_those_that_lead_before_the_rest(
     ]
 
 
-def with_part(plan: Plan, **changes: Any) -> Plan:
-    part = plan.datasets["built-in"].model_copy(update=changes)
-    return plan.model_copy(update={"datasets": {"built-in": part}})
+def with_changes(plan: Plan, **changes: Any) -> Plan:
+    dataset_plan = plan.datasets["built-in"].model_copy(update=changes)
+    return plan.model_copy(update={"datasets": {"built-in": dataset_plan}})
 
 
 def with_seeds(plan: Plan, *seeds: int) -> Plan:
-    return with_part(
+    return with_changes(
         plan, settings=plan.datasets["built-in"].settings.model_copy(update={"seeds": seeds})
     )
 
 
 @pytest.mark.parametrize(
-    ("budget", "first", "then", "message"),
+    ("budget", "first", "second", "message"),
     [
         ({"gain": 100.0}, {}, {"kl": 9}, "epochs was 1, is 9"),
         ("fixed", {}, {"kl": 9}, "epochs was 1, is 9"),
         ("fixed", {"kl": 2}, {}, "epochs was 2, is 1"),
     ],
 )
-def test_seeds_of_one_arm_with_other_epochs_are_refused(
+def test_seeds_of_an_arm_with_different_epochs_are_refused(
     tmp_path: Path,
     jobs_run: list[Job],
     budget: Any,
     first: dict[str, int],
-    then: dict[str, int],
+    second: dict[str, int],
     message: str,
 ) -> None:
     plan = load_plan(plan_file(tmp_path, budget=budget, seeds=1))
-    compare(with_part(plan, epochs=first), tmp_path / "out")
+    compare(with_changes(plan, epochs=first), tmp_path / "out")
     with pytest.raises(CorrKDError, match=message):
-        compare(with_part(plan, epochs=then), tmp_path / "out")
+        compare(with_changes(plan, epochs=second), tmp_path / "out")
 
 
-def test_a_choice_stays_whatever_seeds_are_added(tmp_path: Path, jobs_run: list[Job]) -> None:
-    """Another first seed, or the deciding one left out: the budget is the one that was chosen."""
+def test_a_choice_is_kept_when_seeds_are_added(tmp_path: Path, jobs_run: list[Job]) -> None:
+    """Also with another first seed, or without the deciding one."""
     plan = load_plan(plan_file(tmp_path, budget={"gain": 0.0, "doublings": 1}))
     out = tmp_path / "out"
     compare(with_seeds(plan, 1, 0), out)
-    chosen = read_plan(out).datasets["built-in"].epochs
+    epochs = read_plan(out).datasets["built-in"].epochs
     for seeds in ((0, 1, 2), (2, 3)):
         assert not compare(with_seeds(plan, *seeds), out).failures
-        assert read_plan(out).datasets["built-in"].epochs == chosen
+        assert read_plan(out).datasets["built-in"].epochs == epochs
     for seed in range(4):
         folder = out / "built-in" / f"seed-{seed}"
-        assert {a: len(load_network(folder / a / a).about["history"]) for a in chosen} == chosen
+        assert {a: len(load_network(folder / a / a).about["history"]) for a in epochs} == epochs
 
 
-def test_epochs_that_were_named_stay_where_the_plan_no_longer_names_them(
+def test_epochs_are_kept_when_the_plan_no_longer_names_them(
     tmp_path: Path, jobs_run: list[Job]
 ) -> None:
     plan = load_plan(plan_file(tmp_path, budget={"gain": 100.0}, seeds=1))
-    compare(with_part(plan, epochs={"kl": 2}), tmp_path / "out")
+    compare(with_changes(plan, epochs={"kl": 2}), tmp_path / "out")
     assert not compare(with_seeds(plan, 0, 1), tmp_path / "out").failures
     assert (
         len(load_network(tmp_path / "out" / "built-in" / "seed-1" / "kl" / "kl").about["history"])
@@ -220,7 +218,7 @@ def test_epochs_that_were_named_stay_where_the_plan_no_longer_names_them(
     )
 
 
-def test_a_longer_budget_that_fails_leaves_the_shorter(
+def test_if_a_longer_budget_fails_the_shorter_is_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = Trainer({4: 0.5, 8: 0.6}, monkeypatch)
@@ -235,7 +233,7 @@ def test_a_longer_budget_that_fails_leaves_the_shorter(
         choose_budget(arm_of(16), BudgetRule(), 0, tmp_path / "other", diverging)
 
 
-def test_the_command_lines_rule_lies_over_the_files(tmp_path: Path, jobs_run: list[Job]) -> None:
+def test_the_command_lines_rule_overrides_the_files(tmp_path: Path, jobs_run: list[Job]) -> None:
     compare(load_plan(plan_file(tmp_path, budget={"gain": 100.0}, seeds=1)), tmp_path / "out")
     assert (
         load_plan(tmp_path / "out" / "plan.yaml", budget="fixed").datasets["built-in"].budget
@@ -243,7 +241,7 @@ def test_the_command_lines_rule_lies_over_the_files(tmp_path: Path, jobs_run: li
     )
 
 
-def test_epochs_of_no_arm_are_refused(tmp_path: Path) -> None:
+def test_epochs_of_an_unknown_arm_are_refused(tmp_path: Path) -> None:
     tree = json.loads(plan_file(tmp_path).read_text())
     tree["datasets"]["built-in"]["epochs"] = {"kI": 3}
     (tmp_path / "plan.yaml").write_text(json.dumps(tree))
@@ -259,12 +257,14 @@ def test_epochs_of_no_arm_are_refused(tmp_path: Path) -> None:
         ({"budget": {"points": 1}}, "points: unknown key; allowed: gain, doublings"),
     ],
 )
-def test_a_wrong_rule_is_one_line(tmp_path: Path, more: dict[str, Any], message: str) -> None:
+def test_an_invalid_rule_is_a_one_line_error(
+    tmp_path: Path, more: dict[str, Any], message: str
+) -> None:
     with pytest.raises(CorrKDError, match=message):
         load_plan(plan_file(tmp_path, **more))
 
 
-def test_a_rule_is_the_default_but_not_where_validation_is_judged(tmp_path: Path) -> None:
+def test_a_rule_is_the_default_but_refused_when_testing_on_validation(tmp_path: Path) -> None:
     path = plan_file(tmp_path)
     assert load_plan(path).datasets["built-in"].budget == BudgetRule()
     assert load_plan(path, budget="fixed").datasets["built-in"].budget is None
@@ -279,6 +279,6 @@ def test_a_rule_is_the_default_but_not_where_validation_is_judged(tmp_path: Path
         load_plan(path)
 
 
-def test_a_budget_says_how_it_was_chosen() -> None:
-    made = Budget(epochs=8, scores={4: 0.5, 8: 0.6}, seed=3)
-    assert Budget.model_validate_json(made.model_dump_json()) == made
+def test_a_budget_survives_json() -> None:
+    budget = Budget(epochs=8, scores={4: 0.5, 8: 0.6}, seed=3)
+    assert Budget.model_validate_json(budget.model_dump_json()) == budget

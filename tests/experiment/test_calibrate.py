@@ -1,4 +1,4 @@
-"""Temperatures from the validation split, prediction sets from people held out, both on the model's
+"""Temperatures from the validation split and prediction sets from held-out people, on the model's
 card and in the report.
 """
 
@@ -34,7 +34,7 @@ def arm(run: Path, seed: int, name: str) -> Path:
     return dataset_in(run) / f"seed-{seed}" / name
 
 
-def test_nobody_held_out_is_trained_on(with_sets: Path) -> None:
+def test_held_out_people_are_not_trained_on(with_sets: Path) -> None:
     experiment = prepare(corrkd.load_settings(dataset_in(with_sets) / "settings.yaml"))
     splits = {
         name: set(experiment.dataset.split(name).groups["person"])
@@ -48,20 +48,20 @@ def test_nobody_held_out_is_trained_on(with_sets: Path) -> None:
     assert swept_splits(experiment) == ("valid", CALIBRATION, "test")
 
 
-def test_the_card_tells_what_the_table_tells(with_sets: Path) -> None:
+def test_the_card_agrees_with_the_table(with_sets: Path) -> None:
     for role in ("teacher", "student", "control"):
         table = pd.read_csv(arm(with_sets, 1, role) / "results.csv")
         tested = load_network(arm(with_sets, 1, role) / role).evaluated
         assert tested is not None
         assert (tested.split, tested.samples, tested.level) == ("test", 18, 0.5)
-        own = table[table["method"] == role].groupby(["condition", "metric"])["value"].mean()
+        means = table[table["method"] == role].groupby(["condition", "metric"])["value"].mean()
         for c in tested.conditions:
-            assert c.measured == {m: pytest.approx(own[c.name, m]) for m in c.measured}
+            assert c.measured == {m: pytest.approx(means[c.name, m]) for m in c.measured}
             assert {"weighted_f1", "ece_calibrated", "coverage", "set_size"} <= set(c.measured)
 
 
 def test_calibration_reads_no_test_sample(with_sets: Path) -> None:
-    """Its numbers are the card's when all that the test split holds is another."""
+    """With another test split, its numbers are still the card's."""
     experiment = prepare(corrkd.load_settings(dataset_in(with_sets) / "settings.yaml"))
     saved = load_network(arm(with_sets, 0, "student") / "student")
     test = experiment.dataset.split("test")
@@ -73,27 +73,27 @@ def test_calibration_reads_no_test_sample(with_sets: Path) -> None:
     experiment = replace(experiment, dataset=replace(experiment.dataset, splits=splits))
     assert saved.evaluated is not None
     samples = swept_samples(experiment)
-    known = calibrate(sweep_splits([saved.network], experiment, samples)[0], experiment, samples)
+    fitted = calibrate(sweep_splits([saved.network], experiment, samples)[0], experiment, samples)
     for c in saved.evaluated.conditions:
-        found = known[c.name]
-        assert found.temperature == c.temperature
-        assert found.threshold == (np.inf if c.threshold is None else c.threshold)
+        calibration = fitted[c.name]
+        assert calibration.temperature == c.temperature
+        assert calibration.threshold == (np.inf if c.threshold is None else c.threshold)
 
 
-def test_the_report_shows_before_and_after_and_coverage_by_group(with_sets: Path) -> None:
+def test_the_report_shows_calibration_and_coverage_by_group(with_sets: Path) -> None:
     text = (with_sets / "report.md").read_text()
-    for words in (
+    for phrase in (
         "*As trained*",
         "*With the condition's temperature*",
         "## Prediction sets",
         "sets that contain the true value for 50 % of the samples of a new group. To guarantee",
         "groups are exchangeable",
     ):
-        assert words in text
+        assert phrase in text
     rows = pd.concat(
         pd.read_csv(arm(with_sets, seed, "student") / "coverage.csv") for seed in (0, 1)
     )
-    own = (
+    coverage = (
         rows[(rows["method"] == "student") & (rows["condition"] == "complete")]
         .groupby("group")["coverage"]
         .mean()
@@ -101,12 +101,12 @@ def test_the_report_shows_before_and_after_and_coverage_by_group(with_sets: Path
     line = next(
         x
         for x in text.split("coverage-by-group")[0].splitlines()
-        if x.startswith(f"| complete | {len(own)} |")
+        if x.startswith(f"| complete | {len(coverage)} |")
     )
-    assert f"{100 * own.min():.1f}" in line
+    assert f"{100 * coverage.min():.1f}" in line
 
 
-def test_tests_on_the_validation_split_calibrate_nothing(tmp_path: Path) -> None:
+def test_an_evaluation_on_the_validation_split_calibrates_nothing(tmp_path: Path) -> None:
     settings = tiny(
         evaluation={"split": "valid"}, teacher={"keep": "last"}, student={"keep": "last"}, seeds=[0]
     )

@@ -17,14 +17,14 @@ def test_every_rule_is_named_once() -> None:
     assert text == "best on complete (Teacher); best (CorrKD student, Control)"
 
 
-def test_what_is_written_is_what_is_read() -> None:
-    part = load_plan(
+def test_a_card_is_read_back_and_checked() -> None:
+    dataset_plan = load_plan(
         arms=["corrkd", "no-distillation"],
         budget="fixed",
         overrides=["data.synthetic={train: 40, valid: 20, test: 20}"],
     ).datasets["synthetic"]
-    experiment = prepare(part.settings)
-    card = run_card(experiment, part, arms_of(part), "none")
+    experiment = prepare(dataset_plan.settings)
+    card = run_card(experiment, dataset_plan, arms_of(dataset_plan), "none")
     assert Card.model_validate(card.model_dump(mode="json")) == card
     assert {m.name: m.kind for m in card.methods} == {
         "teacher": "control",
@@ -34,4 +34,4 @@ def test_what_is_written_is_what_is_read() -> None:
     with pytest.raises(ValidationError):
         card.reference = "teacher"
     with pytest.raises(CorrKDError, match=r"cannot be recorded in run\.json"):
-        run_card(experiment, part, arms_of(part), "x" * 100_001)
+        run_card(experiment, dataset_plan, arms_of(dataset_plan), "x" * 100_001)

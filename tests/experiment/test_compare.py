@@ -48,7 +48,7 @@ METHODS = ["late-fusion", "corrkd-kl", "no-distillation"]
 def plan_of(
     methods: Any = METHODS, seeds: int = 1, tmp: Path | None = None, **changes: Any
 ) -> Plan:
-    """A comparison on the tiny built-in dataset, through a file as a user writes it."""
+    """Return a comparison on the tiny built-in dataset, read from a file as a user writes it."""
     settings = {key: value for key, value in tiny(**changes).items() if key != "seeds"}
     tree = {
         "datasets": {"built-in": {"settings": settings}},
@@ -63,7 +63,7 @@ def plan_of(
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A real one: in two processes, and the report, whose figures are not drawn."""
+    """A comparison in two processes with its report, whose figures are not drawn."""
     tmp = tmp_path_factory.mktemp("compared")
     plan = plan_of(["corrkd-kl", "no-distillation"], tmp=tmp).model_copy(update={"jobs": 2})
     with pytest.MonkeyPatch.context() as patch:
@@ -71,16 +71,12 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Run:
         return compare(plan, tmp / "out")
 
 
-def test_what_a_comparison_leaves(compared: Run) -> None:
+def test_the_files_of_a_comparison(compared: Run) -> None:
     assert compared.failures == []
     assert (compared.folder / "report.html").is_file()
     folder = compared.folder / "built-in"
     table = pd.read_csv(folder / "results.csv", dtype={"seed": str}, keep_default_na=False)
-    arms = {
-        "teacher",
-        "corrkd-kl",
-        "no-distillation",
-    }  # the teacher comes along, since `corrkd-kl` is taught
+    arms = {"teacher", "corrkd-kl", "no-distillation"}  # `corrkd-kl` needs the teacher
     assert set(table["method"]) == {*arms, "majority", "bayes"}
     costs = pd.read_csv(folder / "costs.csv").set_index("method")
     assert set(costs.index) == arms
@@ -103,7 +99,7 @@ def test_what_a_comparison_leaves(compared: Run) -> None:
 
 
 def test_a_method_is_the_same_in_a_comparison_as_in_a_run(compared: Run, tmp_path: Path) -> None:
-    """Same initialisation, batches, masks, selection: to the bit."""
+    """Initialisation, batches, masks and selection are the same, bit for bit."""
     run_unreported(tiny(seeds=[0]), tmp_path / "run")
     for arm, role in (("teacher", "teacher"), ("no-distillation", "control")):
         ours = load_file(compared.folder / "built-in" / "seed-0" / arm / f"{arm}.safetensors")
@@ -112,14 +108,14 @@ def test_a_method_is_the_same_in_a_comparison_as_in_a_run(compared: Run, tmp_pat
         for name, value in ours.items():
             np.testing.assert_array_equal(value, other[name], err_msg=name)
     results = read_csv(dataset_in(tmp_path / "run") / "results.csv", keep_default_na=False)
-    mine = compared.results
-    one = mine[mine["method"] == "no-distillation"]["value"].to_numpy(float)
+    table = compared.results
+    values = table[table["method"] == "no-distillation"]["value"].to_numpy(float)
     np.testing.assert_array_equal(
-        one, results[results["method"] == "control"]["value"].to_numpy(float)
+        values, results[results["method"] == "control"]["value"].to_numpy(float)
     )
 
 
-def test_only_what_is_missing_is_done(jobs_run: list[Job], tmp_path: Path) -> None:
+def test_only_missing_jobs_are_run(jobs_run: list[Job], tmp_path: Path) -> None:
     plan, out = plan_of(tmp=tmp_path), tmp_path / "out"
     compare(plan, out)
     assert [job.arm for job in jobs_run] == ["teacher", *METHODS]  # the teacher first
@@ -142,7 +138,7 @@ def test_only_what_is_missing_is_done(jobs_run: list[Job], tmp_path: Path) -> No
     }  # fmt: skip
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(jobs_run: list[Job], tmp_path: Path) -> None:
+def test_a_failed_run_is_reported_and_others_continue(jobs_run: list[Job], tmp_path: Path) -> None:
     plan = plan_of(
         {"late-fusion": {"lr": 1e30, "clip_norm": None}, "no-distillation": {}}, tmp=tmp_path
     )
@@ -159,7 +155,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(jobs_run: list[Job], tmp_
 
 
 class KillingSettings(Settings):
-    """Of a dataset at whose sight the process is killed, as where memory runs out."""
+    """Settings that kill the worker that reads them, as if memory had run out."""
 
     def model_dump_json(self, **_: Any) -> str:  # called in the worker
         os.kill(os.getpid(), signal.SIGKILL)
@@ -167,8 +163,8 @@ class KillingSettings(Settings):
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_fails_its_job_alone(tmp_path: Path) -> None:
-    """The jobs beside it are tried again."""
+def test_a_killed_worker_fails_only_its_job(tmp_path: Path) -> None:
+    """Jobs that run beside it are retried."""
     settings = corrkd.load_settings(**tiny())
     arms = {"no-distillation": ArmSettings(epochs=1)}
     sound = DatasetPlan(settings=settings, arms=arms)
@@ -176,8 +172,8 @@ def test_a_worker_that_is_killed_fails_its_job_alone(tmp_path: Path) -> None:
         update={"settings": KillingSettings.model_validate(settings.model_dump())}
     )
     jobs = [
-        Job(tmp_path / name, part, "no-distillation", seed, evaluate=False)
-        for name, part, seed in (("deadly", deadly, 0), ("sound", sound, 0), ("sound", sound, 1))
+        Job(tmp_path / name, plan, "no-distillation", seed, evaluate=False)
+        for name, plan, seed in (("deadly", deadly, 0), ("sound", sound, 0), ("sound", sound, 1))
     ]
     failures = run_jobs(jobs, {}, at_once=2, reporter=Reporter(quiet=True))
     assert [(f.job.key, f.error) for f in failures] == [
@@ -186,30 +182,28 @@ def test_a_worker_that_is_killed_fails_its_job_alone(tmp_path: Path) -> None:
     assert [job.done for job in jobs] == [False, True, True]
 
 
-def test_jobs_beside_one_that_kills_its_worker_are_tried_again_alone(tmp_path: Path) -> None:
-    part = DatasetPlan(
+def test_jobs_beside_a_killed_worker_are_retried_alone(tmp_path: Path) -> None:
+    dataset_plan = DatasetPlan(
         settings=corrkd.load_settings(**tiny(seeds=[0, 1, 2])),
         arms={"kl": ArmSettings(), "teacher": ArmSettings()},
     )
     arms = {"no-distillation": ArmSettings()}
     jobs = [
-        Job(tmp_path / "a", part.model_copy(update={"arms": arms}), "no-distillation", seed)
+        Job(tmp_path / "a", dataset_plan.model_copy(update={"arms": arms}), "no-distillation", seed)
         for seed in range(3)
     ]
     running: dict[int, Future[str | None]] = {}
-    at_once = []
+    running_seeds = []
 
     def submit(job: Job) -> Future[str | None]:
-        """Job 1 kills the pool, and with it whatever runs beside it; the others end at once when
-        they are alone.
-        """
+        """Let job 1 kill the pool and the jobs beside it; the others end when they run alone."""
         future = running[job.seed] = Future()
-        at_once.append(sorted(seed for seed, other in running.items() if not other.done()))
+        running_seeds.append(sorted(seed for seed, other in running.items() if not other.done()))
         if job.seed == 1:
             for other in running.values():
                 if not other.done():
                     other.set_exception(BrokenExecutor())
-        elif len(at_once) > 2:
+        elif len(running_seeds) > 2:
             future.set_result(None)
         return future
 
@@ -218,10 +212,10 @@ def test_jobs_beside_one_that_kills_its_worker_are_tried_again_alone(tmp_path: P
     assert [(failure.job.seed, failure.error.split(";")[0]) for failure in failures] == [
         (1, "its process was killed")
     ]
-    assert at_once == [[0], [0, 1], [0], [1], [2]]
+    assert running_seeds == [[0], [0, 1], [0], [1], [2]]
 
 
-def test_what_needs_a_failed_job_is_not_begun(jobs_run: list[Job], tmp_path: Path) -> None:
+def test_jobs_that_need_a_failed_job_are_not_started(jobs_run: list[Job], tmp_path: Path) -> None:
     plan = plan_of(
         {"teacher": {"lr": 1e30, "clip_norm": None}, "kl": {}, "no-distillation": {}}, tmp=tmp_path
     )
@@ -234,7 +228,7 @@ def test_what_needs_a_failed_job_is_not_begun(jobs_run: list[Job], tmp_path: Pat
     assert set(lines) == {"teacher", "kl"}
 
 
-def test_a_method_begun_with_other_settings_is_not_gone_on_with(
+def test_a_method_started_with_other_settings_is_not_continued(
     jobs_run: list[Job], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -251,7 +245,7 @@ def test_a_method_begun_with_other_settings_is_not_gone_on_with(
     assert [job.arm for job in jobs_run] == ["no-distillation"]
 
 
-def test_a_folder_of_others_is_left_alone(jobs_run: list[Job], tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_left_alone(jobs_run: list[Job], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     for overwrite in (False, True):
@@ -261,7 +255,7 @@ def test_a_folder_of_others_is_left_alone(jobs_run: list[Job], tmp_path: Path) -
     assert jobs_run == []
 
 
-def test_what_a_method_cannot_do_is_said_before_any_training(
+def test_unsupported_data_are_reported_before_any_training(
     jobs_run: list[Job], tmp_path: Path
 ) -> None:
     data = write_npz(tmp_path / "one.npz", {"speech": 4})
@@ -277,7 +271,7 @@ def test_what_a_method_cannot_do_is_said_before_any_training(
 
 
 def test_cross_validation_tests_every_seed_on_its_fold(jobs_run: list[Job], tmp_path: Path) -> None:
-    person = np.array([f"p{place // 3}" for place in range(60)])
+    person = np.array([f"p{i // 3}" for i in range(60)])
     data = write_npz(tmp_path / "people.npz", {"language": 5, "audio": 3}, person=person)
     settings = tiny(
         data={"path": str(data), "synthetic": {}, "resample": {"folds": 3, "train": 24}},
@@ -307,8 +301,7 @@ def test_cross_validation_tests_every_seed_on_its_fold(jobs_run: list[Job], tmp_
     groups = pd.read_csv(folder / "groups.csv")
     assert sorted(tested) == sorted(groups["id"])  # each once: 30 of train and 15 of valid
     assert len(tested) == 45
-    # Seeds that test different people stand in one table; the floor has a value of its own for each
-    # fold.
+    # Seeds that test different people share a table; the floor has a value for each fold.
     run = RunFolder.open(folder)
     counts = method_counts(run)
     assert {c.shape for by_seed in counts.values() for c in by_seed.values()} == {(2, 15, 1, 3, 3)}
@@ -318,9 +311,9 @@ def test_cross_validation_tests_every_seed_on_its_fold(jobs_run: list[Job], tmp_
     assert set(done.results.loc[done.results["method"] == "majority", "seed"]) == {"0", "1", "2"}
 
 
-def test_the_live_table_counts(tmp_path: Path) -> None:
-    part = DatasetPlan(settings=corrkd.load_settings(**tiny()), arms={"kl": ArmSettings()})
-    jobs = [Job(tmp_path / "set", part, "kl", seed) for seed in range(3)]
+def test_the_live_table_counts_jobs(tmp_path: Path) -> None:
+    dataset_plan = DatasetPlan(settings=corrkd.load_settings(**tiny()), arms={"kl": ArmSettings()})
+    jobs = [Job(tmp_path / "set", dataset_plan, "kl", seed) for seed in range(3)]
     for job in jobs:
         job.folder.mkdir(parents=True)
     (jobs[0].folder / "results.csv").write_text("")
@@ -356,14 +349,16 @@ def test_the_live_table_counts(tmp_path: Path) -> None:
         ({"arms": ["kl"], "jobs": 0}, "jobs"),
     ],
 )
-def test_a_wrong_plan_is_one_line(tree: dict[str, Any], line: str, tmp_path: Path) -> None:
+def test_an_invalid_plan_is_a_one_line_error(
+    tree: dict[str, Any], line: str, tmp_path: Path
+) -> None:
     (tmp_path / "plan.yaml").write_text(json.dumps(tree))
     with pytest.raises(CorrKDError, match=line) as error:
         load_plan(tmp_path / "plan.yaml")
     assert "\n" not in str(error.value)
 
 
-def test_a_plan_keeps_what_a_dataset_changes(tmp_path: Path) -> None:
+def test_a_plan_keeps_the_changes_of_a_dataset(tmp_path: Path) -> None:
     tree = {
         "arms": {"kl": {"method": {"kl": {"weight": 2.0}}}, "gcnet": {}},
         "seeds": [3, 4],
@@ -380,8 +375,8 @@ def test_a_plan_keeps_what_a_dataset_changes(tmp_path: Path) -> None:
         "method": {"kl": {"weight": 2.0}}, "lr": 0.1,
     }  # fmt: skip
     assert all(
-        part.settings.seeds == (3, 4) and part.settings.student.epochs == 9
-        for part in plan.datasets.values()
+        dataset_plan.settings.seeds == (3, 4) and dataset_plan.settings.student.epochs == 9
+        for dataset_plan in plan.datasets.values()
     )
     assert (
         plan.datasets["b"].settings.student.lr
@@ -391,9 +386,7 @@ def test_a_plan_keeps_what_a_dataset_changes(tmp_path: Path) -> None:
     assert Plan.model_validate(read_yaml(tmp_path / "again.yaml")) == plan
 
 
-def test_the_numbers_of_papers_are_checked_first_and_kept(
-    jobs_run: list[Job], tmp_path: Path
-) -> None:
+def test_reported_numbers_are_checked_first_and_kept(jobs_run: list[Job], tmp_path: Path) -> None:
     paper, plan = tmp_path / "paper.csv", plan_of(["no-distillation"], tmp=tmp_path)
     paper.write_text("method,condition,metric,value\nTheirs,nowhere,weighted_f1,61.2\n")
     with pytest.raises(CorrKDError, match="nowhere"):
@@ -405,20 +398,18 @@ def test_the_numbers_of_papers_are_checked_first_and_kept(
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_gives_the_same(tmp_path: Path) -> None:
-    """On a real Ray of this machine: the same bits as through joblib."""
+def test_a_ray_cluster_gives_the_same_models(tmp_path: Path) -> None:
+    """A local Ray gives the same bits as joblib."""
     plan = plan_of(["no-distillation", "kl"], tmp=tmp_path).model_copy(update={"jobs": 2})
     compare(plan, tmp_path / "joblib")
     compare(plan, tmp_path / "ray", backend="ray")
-    one, other = (
+    joblib_files, ray_files = (
         contents(tmp_path / name, "built-in/seed-0/*/*.safetensors") for name in ("joblib", "ray")
     )
-    assert_same(one, other)
+    assert_same(joblib_files, ray_files)
 
 
-def test_a_cluster_that_is_not_there_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_ray_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(
         CorrKDError, match=r"--backend ray needs Ray: pip install 'corrkd\[cluster\]'"
@@ -428,7 +419,7 @@ def test_a_cluster_that_is_not_there_is_one_line(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system's own figure is used")
 @pytest.mark.slow
-def test_peak_memory_is_the_run_s_own() -> None:
+def test_peak_memory_excludes_the_parent_process() -> None:
     run = (
         "import torch; from corrkd.experiment.processes import peak_memory as peak; "
         "print(peak(torch.device('cpu')))"
@@ -446,22 +437,22 @@ def test_peak_memory_is_the_run_s_own() -> None:
 @pytest.mark.parametrize(
     ("trains_on", "conditions"), [("complete", subsets), ("missing", missing_subsets)]
 )
-def test_a_method_is_chosen_by_what_it_is_trained_on(
+def test_the_epoch_is_selected_on_the_kind_of_samples_trained_on(
     jobs_run: list[Job], tmp_path: Path, trains_on: str, conditions: Any
 ) -> None:
     plan = plan_of({"cubemlp": {"trains_on": trains_on}}, tmp=tmp_path, student={"epochs": 1})
     compare(plan, tmp_path / "out")
     saved = load_network(tmp_path / "out" / "built-in" / "seed-0" / "cubemlp" / "cubemlp")
     valid = prepare(plan.datasets["built-in"].settings).samples("valid")
-    chosen = conditions(valid.modalities)
-    chosen = chosen[-1:] if trains_on == "complete" else chosen
-    assert saved.about[VALID] == pytest.approx(mean_f1(saved.network, valid, chosen))
+    validated = conditions(valid.modalities)
+    validated = validated[-1:] if trains_on == "complete" else validated
+    assert saved.about[VALID] == pytest.approx(mean_f1(saved.network, valid, validated))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak cannot be reset")
-def test_peak_memory_is_the_job_s_own() -> None:
-    """A job before it in the same process had more."""
+def test_peak_memory_excludes_earlier_jobs() -> None:
+    """An earlier job in the same process used more."""
     code = (
         "import torch; from corrkd.experiment.processes import peak_memory, reset_peak_memory; cpu "
         "= torch.device('cpu');large = b'x' * 2**30; del large; reset_peak_memory(cpu); "
@@ -472,7 +463,7 @@ def test_peak_memory_is_the_job_s_own() -> None:
 
 
 def test_the_reference_of_a_plan(tmp_path: Path) -> None:
-    """The command line lies over a dataset's, a dataset's over the file's; it is kept."""
+    """The command line overrides a dataset's, which overrides the file's; it is stored."""
     tree = {
         "arms": ["kl", "no-distillation", "corrkd"],
         "reference": "kl",
@@ -482,8 +473,8 @@ def test_the_reference_of_a_plan(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(tree))
     plan = load_plan(path)
     assert {n: d.reference_arm for n, d in plan.datasets.items()} == {"a": "kl", "b": "teacher"}
-    chosen = load_plan(path, reference="no-distillation")
-    assert {d.reference_arm for d in chosen.datasets.values()} == {"no-distillation"}
+    overridden = load_plan(path, reference="no-distillation")
+    assert {d.reference_arm for d in overridden.datasets.values()} == {"no-distillation"}
     (tmp_path / "again.yaml").write_text(plan.to_yaml())
     assert load_plan(tmp_path / "again.yaml").datasets["b"].reference_arm == "teacher"
     path.write_text(yaml.safe_dump({key: tree[key] for key in ("arms", "datasets")}))

@@ -32,19 +32,19 @@ distil = partial(corrkd.distil, preset="corrkd-plus-1")  # which has CPD, so tha
 
 
 class Plain(nn.Module):
-    """Logits of mean frames; what it was shown is kept."""
+    """Return logits of mean frames, and record the inputs."""
 
     def __init__(self, widths: Sequence[int] = (5, 3, 4), outputs: int = 3) -> None:
         super().__init__()
         self.embed = nn.ModuleList(nn.Linear(width, 8) for width in widths)
         self.head = nn.Linear(8 * len(widths), outputs)
-        self.shown: list[dict[str, Tensor]] = []
+        self.received: list[dict[str, Tensor]] = []
 
     def vectors(self, *frames: Tensor) -> Tensor:
         return torch.cat([embed(x).mean(1) for embed, x in zip(self.embed, frames, strict=True)], 1)
 
     def forward(self, language: Tensor, audio: Tensor, vision: Tensor) -> Any:
-        self.shown.append({"language": language, "audio": audio, "vision": vision})
+        self.received.append({"language": language, "audio": audio, "vision": vision})
         return self.head(self.vectors(language, audio, vision))
 
 
@@ -58,9 +58,9 @@ def state(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in network.state_dict().items()}
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(
-        torch.equal(x, other[name]) for name, x in one.items()
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(x, second[name]) for name, x in first.items()
     )
 
 
@@ -85,7 +85,7 @@ def test_logits_alone_are_enough() -> None:
     assert done.teachers.logits.shape == (48, 3)
 
 
-def test_the_caller_and_the_clock_change_nothing() -> None:
+def test_the_callers_random_state_neither_matters_nor_changes() -> None:
     results = []
     for seed in (1, 2):
         network = plain()
@@ -105,7 +105,7 @@ COMMITTEE = {
 
 
 @pytest.mark.parametrize(("teachers", "committee"), [(["corrkd"], {}), ([], COMMITTEE)])
-def test_networks_of_the_package_come_to_what_a_run_comes_to(
+def test_a_distilled_network_of_the_package_equals_that_of_a_run(
     teachers: list[str], committee: dict[str, Any], tmp_path: Path
 ) -> None:
     data = write_npz(tmp_path / "d.npz", {"language": 5, "audio": 3})
@@ -113,33 +113,34 @@ def test_networks_of_the_package_come_to_what_a_run_comes_to(
     tree = tiny(data={"path": str(data), "synthetic": {}}, teacher=teacher, seeds=[4])
     run_unreported(tree, tmp_path / "run")
     del tree["seeds"], tree["data"]["path"]
-    preset = {"preset": None, "dataset": data, "settings": tree, "seed": 4}
-    done = distil("corrkd", teachers, **preset)
+    options = {"preset": None, "dataset": data, "settings": tree, "seed": 4}
+    done = distil("corrkd", teachers, **options)
     ours = corrkd.load_student(tmp_path / "run" / "d" / "seed-4" / "student").network
     assert same(state(done.student.network), state(ours))
 
 
-def test_missing_frames_are_zero_and_modalities_come_by_name() -> None:
+def test_missing_frames_are_zero_and_modalities_are_passed_by_name() -> None:
     samples = make_samples(make_dataset())
     batch = samples.take(torch.arange(6))
     network = plain()
     wrapped = WrappedNetwork(network, batch, samples.target)
     dropped = {m: torch.zeros_like(x) for m, x in batch.present.items()}
     dropped["audio"][:3] = True
-    network.shown.clear()
+    network.received.clear()
     wrapped(batch.inputs(dropped))
-    (shown,) = network.shown
-    assert not shown["audio"][:3].any()
+    (received,) = network.received
+    assert not received["audio"][:3].any()
     length = batch.frames["audio"].shape[1]
     assert torch.equal(
-        shown["audio"][3:, :length], batch.frames["audio"][3:] * batch.present["audio"][3:, :, None]
+        received["audio"][3:, :length],
+        batch.frames["audio"][3:] * batch.present["audio"][3:, :, None],
     )
     positional = WrappedNetwork(plain(kind=Representing), batch, samples.target)
     assert torch.allclose(positional(batch.complete()).logits, wrapped(batch.complete()).logits)
     assert positional.representation_width == 24
 
 
-def test_a_projector_brings_representations_together_and_is_dropped() -> None:
+def test_a_projector_aligns_representations_and_is_dropped() -> None:
     method = {"name": "corrkd", "scd": {"form": "contrast", "weight": 1.0}}
     settings = {**SHORT, "student": {**SHORT["student"], "method": method}}
     network = plain(kind=Representing)
@@ -150,36 +151,36 @@ def test_a_projector_brings_representations_together_and_is_dropped() -> None:
     assert set(done.student.network.module.state_dict()) == names
 
 
-def test_teachers_from_elsewhere_are_asked_once() -> None:
-    dataset, asked = make_dataset(), []
+def test_external_teachers_are_called_once() -> None:
+    dataset, requests = make_dataset(), []
 
     def oracle(ids: Sequence[str]) -> Any:
-        asked.append(list(ids))
+        requests.append(list(ids))
         return (
             8.0
             * torch.nn.functional.one_hot(torch.as_tensor(dataset.split("train").labels), 3).float()
         )
 
     done = distil(plain(), [oracle], dataset=dataset, settings=SHORT, test=False)
-    assert asked == [[str(name) for name in dataset.split("train").ids]]
+    assert requests == [[str(name) for name in dataset.split("train").ids]]
     assert done.teachers.logits.argmax(1).tolist() == dataset.split("train").labels.tolist()
 
 
-def test_a_committee_answers_by_its_mean() -> None:
+def test_a_committee_is_averaged() -> None:
     dataset = make_dataset()
-    one, other = torch.randn(2, 48, 3, generator=torch.Generator().manual_seed(0))
+    first, second = torch.randn(2, 48, 3, generator=torch.Generator().manual_seed(0))
     settings = {**SHORT, "teacher": {**SHORT["teacher"], "temperature": 1.0}}
     done = distil(
         plain(),
-        [lambda _: one, TeacherOutputs(torch.zeros(48, 0), other)],
+        [lambda _: first, TeacherOutputs(torch.zeros(48, 0), second)],
         dataset=dataset,
         settings=settings,
     )
-    expected = (one.softmax(1) + other.softmax(1)) / 2
+    expected = (first.softmax(1) + second.softmax(1)) / 2
     assert torch.allclose(done.teachers.logits.softmax(1), expected, atol=1e-6)
 
 
-def test_a_network_of_a_third_party_as_it_is() -> None:
+def test_a_third_party_network_is_distilled_as_it_is() -> None:
     transformers = pytest.importorskip("transformers")
     sizes = {
         "hidden_size": 8,
@@ -265,7 +266,7 @@ def with_cpd() -> dict[str, Any]:
         ),
     ],
 )
-def test_what_cannot_be_is_one_line(
+def test_invalid_arguments_are_one_line_errors(
     make: Callable[[], nn.Module], options: dict[str, Any], line: str
 ) -> None:
     dataset: MultimodalDataset = make_dataset()

@@ -34,8 +34,8 @@ GROUPS = np.arange(NUM_SAMPLES) // 2 % 15
 EXPECTED_FAILURES = {
     "check_no_attributes_set_in_init": "settings are attributes by their names, which the "
     "signature does not list",
-    "check_do_not_raise_errors_in_init_or_set_params": "`**overrides` are settings by name; a "
-    "name that is none is a TypeError",
+    "check_do_not_raise_errors_in_init_or_set_params": "`**overrides` are settings by name; "
+    "an unknown name is a TypeError",
 }
 
 
@@ -79,7 +79,7 @@ def test_it_predicts_with_and_without_a_modality(fitted: CorrKDClassifier) -> No
     )
 
 
-def test_a_fit_is_repeated_to_the_bit_and_follows_its_seed(fitted: CorrKDClassifier) -> None:
+def test_a_fit_is_reproducible_and_depends_on_its_seed(fitted: CorrKDClassifier) -> None:
     X = samples()
     again = clone(fitted).fit(X, LABELS, groups=GROUPS)
     assert (again.predict_proba(X) == fitted.predict_proba(X)).all()
@@ -109,7 +109,7 @@ def test_it_is_saved_and_pickled(fitted: CorrKDClassifier, tmp_path: Path) -> No
             CorrKDClassifier.load(tmp_path / "model")
 
 
-def test_cross_validation_and_a_search_divide_the_modalities() -> None:
+def test_cross_validation_and_a_search_split_the_modalities() -> None:
     X = MultimodalArrays(samples())
     scores = cross_val_score(quick(), X, LABELS, groups=GROUPS, cv=GroupKFold(2))
     assert scores.shape == (2,)
@@ -158,7 +158,7 @@ def test_parameters_are_settings_nested_or_flat() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"y": LABELS[:5]}, "inconsistent numbers of samples"),
         ({"y": np.zeros(NUM_SAMPLES)}, "holds one class alone"),
@@ -171,12 +171,12 @@ def test_parameters_are_settings_nested_or_flat() -> None:
         ({"groups": [1, 2]}, "inconsistent numbers of samples"),
     ],
 )
-def test_wrong_arguments_are_value_errors(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_wrong_arguments_are_value_errors(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         quick().fit(**({"X": samples(), "y": LABELS} | change))
 
 
-def test_wrong_questions_are_value_errors(fitted: CorrKDClassifier) -> None:
+def test_wrong_inputs_of_predict_are_value_errors(fitted: CorrKDClassifier) -> None:
     X = samples()
     with pytest.raises(ValueError, match="no modality 'vision'; there is language, audio"):
         fitted.predict(X, missing="vision")
@@ -196,10 +196,10 @@ def test_rows_of_the_container_are_rows_of_its_modalities(rows: list[int], count
         b=[np.full((1 + i % 2, 2), i) for i in range(count)],
     )
     for key in (rows, np.array(rows), (np.array(rows), ...)):
-        part = X[key]
-        assert part.shape == (len(rows), 5)
-        assert (part["a"] == X["a"][rows]).all()
-        assert [x[0, 0] for x in part["b"]] == rows
+        subset = X[key]
+        assert subset.shape == (len(rows), 5)
+        assert (subset["a"] == X["a"][rows]).all()
+        assert [x[0, 0] for x in subset["b"]] == rows
     mask = np.isin(np.arange(count), rows)
     assert len(X[mask]) == mask.sum()
     assert len(X[2:5]) == 3
@@ -207,7 +207,7 @@ def test_rows_of_the_container_are_rows_of_its_modalities(rows: list[int], count
 
 
 @pytest.mark.slow
-def test_scikit_learn_s_own_checks() -> None:
+def test_scikit_learns_checks() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         results = check_estimator(

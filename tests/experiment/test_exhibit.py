@@ -1,4 +1,4 @@
-"""What a service shows of a run, and what it says where something is not at hand."""
+"""What a service shows of a run, and its notes where something is missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.serve.conftest import with_questions
 
 @pytest.fixture(scope="module")
 def on_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two seeds on a file that may go away."""
+    """A run of two seeds on a file that a test moves away."""
     folder = tmp_path_factory.mktemp("exhibit")
     path = write_npz(folder / "mine.npz", {"language": 3, "audio": 2})
     run_unreported(tiny(data={"path": str(path), "synthetic": {}}, seeds=[0, 3]), folder / "run")
@@ -57,21 +57,21 @@ def test_searching_is_by_id_and_label(on_file: Path) -> None:
     total, first = exhibit.listed("", 0, 4)
     assert [row["number"] for row in first] == [0, 1, 2, 3]
     assert exhibit.listed("", 4, 2)[1][0]["number"] == 4
-    one = first[2]["id"].upper()
-    assert {row["id"] for row in exhibit.listed(one, 0, 9)[1]} >= {first[2]["id"]}
+    sample_id = first[2]["id"].upper()
+    assert {row["id"] for row in exhibit.listed(sample_id, 0, 9)[1]} >= {first[2]["id"]}
     assert exhibit.listed("no such sample", 0, 9) == (0, [])
     for number in (-1, total):
         with pytest.raises(IndexError):
             exhibit.sample(number)
 
 
-def test_samples_are_kept_to_oneself(on_file: Path) -> None:
+def test_samples_can_be_withheld(on_file: Path) -> None:
     exhibit, notes = exhibit_of(on_file / "run", samples=False)
     assert exhibit.listed("", 0, 9) == (0, [])
     assert (len(exhibit.predictors), notes) == (3, [])
 
 
-def test_a_model_of_no_run_and_a_run_without_its_data(on_file: Path, tmp_path: Path) -> None:
+def test_a_model_without_a_run_and_a_run_without_its_data(on_file: Path, tmp_path: Path) -> None:
     Predictor.from_pretrained(on_file / "run").save_pretrained(tmp_path / "model")
     exhibit, notes = exhibit_of(tmp_path / "model")
     assert list(exhibit.predictors) == ["student"]
@@ -101,8 +101,8 @@ def test_labels_in_words() -> None:
     ]
     binary = truths(split, make_target("binary-nonzero", dataset))
     assert binary == ["negative" if score < 0 else "positive" for score in split.scores]
-    asked = with_questions(dataset)
-    answers = asked.split("test").labels
-    assert answers is not None
-    expected = [f"happy {'yes' if a else 'no'}, sad {'yes' if b else 'no'}" for a, b in answers]
-    assert truths(asked.split("test"), make_target("questions", asked)) == expected
+    with_answers = with_questions(dataset)
+    labels = with_answers.split("test").labels
+    assert labels is not None
+    expected = [f"happy {'yes' if a else 'no'}, sad {'yes' if b else 'no'}" for a, b in labels]
+    assert truths(with_answers.split("test"), make_target("questions", with_answers)) == expected

@@ -76,15 +76,13 @@ def test_the_teachers_that_are_needed_join_the_plan(compared: tuple[Path, Run]) 
     assert losses["kl"] == {"loss/total", "loss/task", "loss/kl"}
 
 
-def test_the_outputs_of_each_kind_of_teacher_lie_in_its_folder(compared: tuple[Path, Run]) -> None:
+def test_the_outputs_of_each_kind_of_teacher_are_in_its_folder(compared: tuple[Path, Run]) -> None:
     seed = compared[0] / "synthetic" / "seed-0"
     assert {path.parent.name for path in seed.rglob(FILE)} == {"teacher", "hrlf-teacher"}
 
 
-def test_a_committee_is_of_the_arm_that_teaches(tmp_path: Path) -> None:
-    """Beside `hrlf-teacher`, and not the run's teacher: its name is that of the files, folds and
-    other networks included.
-    """
+def test_a_committee_belongs_to_the_teaching_arm(tmp_path: Path) -> None:
+    """Files are named after `hrlf-teacher`, not the run's teacher, also for folds and others."""
     others = {"teacher.folds": 2, "teacher.others": f"[{{network: {SMALL}, epochs: 2}}]"}
     overrides = [*_overrides(), *(f"{key}={value}" for key, value in others.items())]
     run = load_plan(
@@ -103,18 +101,18 @@ def test_a_committee_is_of_the_arm_that_teaches(tmp_path: Path) -> None:
     ]
     settings = run.datasets["synthetic"].settings
     assert [member.name for member in members(settings.teacher, "hrlf-teacher")] == names
-    saved = [load_network(seed / "hrlf-teacher" / name) for name in names]
-    assert [len(one.about["history"]) for one in saved] == [1, 1, 2, 2]
+    teachers = [load_network(seed / "hrlf-teacher" / name) for name in names]
+    assert [len(teacher.about["history"]) for teacher in teachers] == [1, 1, 2, 2]
     samples = prepare(settings).at(0).samples("train")
-    made = answers(prepare(settings).at(0), samples, 0, seed / "hrlf-teacher", "hrlf-teacher")
-    responses = [torch.zeros_like(made.logits) for _ in range(2)]
-    for member, one in zip(members(settings.teacher, "hrlf-teacher"), saved, strict=True):
+    outputs = answers(prepare(settings).at(0), samples, 0, seed / "hrlf-teacher", "hrlf-teacher")
+    responses = [torch.zeros_like(outputs.logits) for _ in range(2)]
+    for member, teacher in zip(members(settings.teacher, "hrlf-teacher"), teachers, strict=True):
         rows = rows_of(member, prepare(settings).at(0), samples, 0)[1]
         responses[member.network][rows] = (
-            teacher_outputs(one.network, samples).logits[rows].softmax(-1)
+            teacher_outputs(teacher.network, samples).logits[rows].softmax(-1)
         )
     torch.testing.assert_close(
-        made.logits.softmax(-1), torch.stack(responses).mean(0), atol=1e-5, rtol=1e-4
+        outputs.logits.softmax(-1), torch.stack(responses).mean(0), atol=1e-5, rtol=1e-4
     )
 
 
@@ -124,7 +122,7 @@ def test_a_plan_names_no_teacher_twice() -> None:
     assert list(load_plan(arms=["hrlf"]).datasets["synthetic"].arms) == ["hrlf-teacher", "hrlf"]
 
 
-def test_a_run_s_teacher_is_trained_for_its_student(tmp_path: Path) -> None:
+def test_a_runs_teacher_is_trained_for_its_student(tmp_path: Path) -> None:
     settings = load_settings(**small())
     assert list(plan_of_run(settings).datasets["synthetic"].arms) == [
         "teacher",
@@ -149,14 +147,14 @@ def test_out_of_fold_each_scale_is_rotated_by_itself(tmp_path: Path) -> None:
         experiment.samples("train"),
         tmp_path / "run" / "synthetic" / "seed-0" / "teacher",
     )
-    made = answers(experiment, samples, 0, folder)
+    outputs = answers(experiment, samples, 0, folder)
     for member in members(settings.teacher):
         network = load_network(folder / member.name).network
         output = teacher_outputs(network, samples).representation
         rows = rows_of(member, experiment, samples, 0)[1]
         for raw, rotated in zip(
             output[rows].split(network.scales, 1),
-            made.representation[rows].split(network.scales, 1),
+            outputs.representation[rows].split(network.scales, 1),
             strict=True,
         ):
             torch.testing.assert_close(raw @ raw.T, rotated @ rotated.T, atol=1e-3, rtol=1e-3)

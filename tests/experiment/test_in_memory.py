@@ -1,4 +1,4 @@
-"""Datasets in memory: trained, tested, gone on with and compared as files are."""
+"""Datasets in memory are trained on, evaluated, resumed and compared like files."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ def frame(count: int = 60) -> pd.DataFrame:
     )
 
 
-def test_a_run_on_a_dataset_in_memory_is_the_run_on_its_converted_file(
+def test_a_run_on_a_dataset_in_memory_equals_the_run_on_its_converted_file(
     tmp_path: Path, dataset: MultimodalDataset
 ) -> None:
-    made = corrkd.run(small(), tmp_path / "memory", dataset=dataset)
+    result = corrkd.run(small(), tmp_path / "memory", dataset=dataset)
     convert(dataset, tmp_path / "tiny.safetensors")
     other = corrkd.run(
         {**small(), "data": {"path": str(tmp_path / "tiny.safetensors"), "target": "classes"}},
         tmp_path / "file",
     )
-    pd.testing.assert_frame_equal(made.results, other.results)
+    pd.testing.assert_frame_equal(result.results, other.results)
     stored = tmp_path / "memory" / "tiny" / "data.safetensors"
     assert stored.read_bytes() == (tmp_path / "tiny.safetensors").read_bytes()
     settings = corrkd.load_settings(tmp_path / "memory" / "tiny" / "settings.yaml")
@@ -72,12 +72,12 @@ def test_a_run_on_a_dataset_in_memory_is_the_run_on_its_converted_file(
     with pytest.raises(CorrKDError, match="contains the data of this run"):
         corrkd.run(settings, tmp_path / "memory", overwrite=True)
     again = corrkd.run(small(), tmp_path / "memory", dataset=dataset, overwrite=True)
-    pd.testing.assert_frame_equal(again.results, made.results)
+    pd.testing.assert_frame_equal(again.results, result.results)
 
 
 @pytest.mark.parametrize(
     "jobs", [1, pytest.param(2, marks=pytest.mark.slow)]
-)  # workers read what the folder keeps
+)  # workers read the stored data
 def test_a_data_frame_is_trained_on_and_predicted(tmp_path: Path, jobs: int) -> None:
     done = corrkd.run(small(seeds=[0, 1], jobs=jobs), tmp_path / "out", dataset=frame())
     assert set(done.average().index) >= {"student", "control"}
@@ -93,13 +93,13 @@ def test_a_data_frame_is_trained_on_and_predicted(tmp_path: Path, jobs: int) -> 
     assert predictor.predict({"speech": None, "form": np.zeros(4)}).label in ("calm", "tense")
 
 
-def test_other_data_are_not_gone_on_with(tmp_path: Path, dataset: MultimodalDataset) -> None:
+def test_a_run_is_not_continued_with_other_data(tmp_path: Path, dataset: MultimodalDataset) -> None:
     plan = load_plan(arms=["no-distillation"], budget="fixed", overrides=["device=cpu"])
-    part = plan.datasets["synthetic"]
+    entry = plan.datasets["synthetic"]
     plan = plan.model_copy(
         update={
             "datasets": {
-                "synthetic": part.model_copy(update={"settings": corrkd.load_settings(**small())})
+                "synthetic": entry.model_copy(update={"settings": corrkd.load_settings(**small())})
             }
         }
     )
@@ -111,12 +111,12 @@ def test_other_data_are_not_gone_on_with(tmp_path: Path, dataset: MultimodalData
     ).results.equals(done.results)
     with pytest.raises(CorrKDError, match="the data has changed since the run began"):
         corrkd.compare(plan, tmp_path / "out", datasets={"a": dataset, "b": frame(80)})
-    two = plan.model_copy(update={"datasets": dict.fromkeys(("a", "b"), part)})
+    two = plan.model_copy(update={"datasets": dict.fromkeys(("a", "b"), entry)})
     with pytest.raises(CorrKDError, match="has no dataset 'c'; it has a, b"):
         corrkd.compare(two, tmp_path / "other", datasets={"c": dataset})
 
 
-def test_how_a_file_is_read_is_not_asked_of_a_dataset(
+def test_options_for_reading_files_are_refused_for_a_dataset(
     tmp_path: Path, dataset: MultimodalDataset
 ) -> None:
     with pytest.raises(CorrKDError, match=r"data\.label says how a file is read"):
@@ -132,25 +132,25 @@ def test_a_network_is_distilled_on_a_dict_of_arrays() -> None:
         "y": labels,
     }
     changes = {key: value for key, value in small().items() if key != "data"}
-    made = corrkd.distil("corrkd", dataset=arrays, preset=None, settings=changes, test=False)
-    assert made.student.modalities == ("language", "audio")
+    result = corrkd.distil("corrkd", dataset=arrays, preset=None, settings=changes, test=False)
+    assert result.student.modalities == ("language", "audio")
 
 
 def test_classes_are_numbered_as_the_model_numbers_them(dataset: MultimodalDataset) -> None:
     named = replace(dataset, class_names=("c", "a", "b"))
-    turned = with_classes(named, ("a", "b", "c"))
-    before, after = named.splits["test"].labels, turned.splits["test"].labels
+    renumbered = with_classes(named, ("a", "b", "c"))
+    before, after = named.splits["test"].labels, renumbered.splits["test"].labels
     assert before is not None
     assert after is not None
     assert [named.class_names[label] for label in before] == [
-        turned.class_names[label] for label in after
+        renumbered.class_names[label] for label in after
     ]
     assert with_classes(named, ("x", "y", "z")) is named
 
 
 @settings(deadline=None, max_examples=10)
 @given(frames=st.integers(1, 5), classes=st.integers(2, 4), sha=st.sampled_from(["", "1" * 64]))
-def test_a_dataset_is_read_back_as_foretold(
+def test_a_dataset_is_read_back_as_expected(
     frames: int, classes: int, sha: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     dataset = replace(
@@ -158,7 +158,7 @@ def test_a_dataset_is_read_back_as_foretold(
     )
     path = tmp_path_factory.mktemp("converted") / "data.safetensors"
     convert(dataset, path)
-    read, foretold = corrkd.load_dataset(path), as_converted(dataset)
+    read, expected = corrkd.load_dataset(path), as_converted(dataset)
     for field in (
         "name",
         "sha256",
@@ -170,7 +170,7 @@ def test_a_dataset_is_read_back_as_foretold(
         "tokens",
         "posterior",
     ):
-        assert getattr(read, field) == getattr(foretold, field)
-    for split, part in read.splits.items():
-        for m, x in part.frames.items():
-            assert np.array_equal(x, foretold.splits[split].frames[m])
+        assert getattr(read, field) == getattr(expected, field)
+    for name, split in read.splits.items():
+        for m, x in split.frames.items():
+            assert np.array_equal(x, expected.splits[name].frames[m])

@@ -1,4 +1,4 @@
-"""A run that is stopped at any moment and resumed ends as one that never was."""
+"""A run that is stopped at any time and resumed ends like one that never was."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.command import Started, corrkd, ends_at
 from tests.experiment.conftest import assert_same, contents, tiny, write_npz
 
 WRITE = ("pathlib:Path", "write_bytes")  # dies with half of the file written
-SYNC = ("os", "fsync")  # dies with the file written beside its place
+SYNC = ("os", "fsync")  # dies with the temporary file complete
 REPLACE = ("os", "replace")
 
 
@@ -33,9 +33,9 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What a run that nobody stopped leaves, but for the report, which is a function of it."""
-    out = tmp_path_factory.mktemp("whole") / "run"
+def expected(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of an uninterrupted run, except for the report, which is a function of them."""
+    out = tmp_path_factory.mktemp("uninterrupted") / "run"
     assert corrkd("run", "--settings", settings, "--out", out, report=False).code == 0
     return contents(out)
 
@@ -47,24 +47,24 @@ def leftovers(folder: Path) -> list[Path]:
 def killed_again_and_again(
     settings: Path, out: Path, owner: str, name: str, calls: int, patience: int
 ) -> int:
-    """Begins a run and resumes it, each process killed at a call, until all results are there; how
-    often that was.
+    """Start a run and resume it, each process killed at a call, until all results exist; return the
+    number of kills.
 
-    At the call of number `calls` at first, one later after each `patience` processes: an evaluation
-    is done whole or not at all.
+    The call is number `calls` at first, and one later after every `patience` processes, as an
+    evaluation is never half done.
     """
-    times = 0
+    kills = 0
     while not (out / "results.csv").exists():
-        words = (
+        args = (
             ("resume", out)
             if (out / "plan.yaml").exists()
             else ("run", "--settings", settings, "--out", out)
         )
-        ended = corrkd(*words, first=ends_at(owner, name, calls + times // patience), report=False)
+        ended = corrkd(*args, first=ends_at(owner, name, calls + kills // patience), report=False)
         assert ended.code in (0, -signal.SIGKILL), ended
-        times += ended.code != 0
-        assert times < 60, "no progress"
-    return times
+        kills += ended.code != 0
+        assert kills < 60, "no progress"
+    return kills
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def killed_again_and_again(
 )
 def test_killed_again_and_again(
     settings: Path,
-    whole: dict[str, bytes],
+    expected: dict[str, bytes],
     tmp_path: Path,
     hook: tuple[str, str],
     calls: int,
@@ -81,27 +81,25 @@ def test_killed_again_and_again(
     out = tmp_path / "run"
     assert killed_again_and_again(settings, out, *hook, calls, patience=1) >= least
     assert corrkd("resume", out, report=False).code == 0
-    assert_same(contents(out), whole)
+    assert_same(contents(out), expected)
     assert not leftovers(out)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hook", [WRITE, SYNC, REPLACE])
 def test_killed_at_every_write(
-    settings: Path, whole: dict[str, bytes], tmp_path: Path, hook: tuple[str, str]
+    settings: Path, expected: dict[str, bytes], tmp_path: Path, hook: tuple[str, str]
 ) -> None:
-    """The first writes of each process are the plan's: at the second, each gets one file
-    further.
-    """
+    """At the second write each process gets one file further, as the first one is the plan's."""
     out = tmp_path / "run"
     assert killed_again_and_again(settings, out, *hook, 2, patience=6) >= 12
     assert corrkd("resume", out, report=False).code == 0
-    assert_same(contents(out), whole)
+    assert_same(contents(out), expected)
     assert not leftovers(out)
 
 
 def test_killed_at_its_very_first_write(settings: Path, tmp_path: Path) -> None:
-    """There is no run yet, and the folder is no obstacle to one."""
+    """No run exists yet, and the folder does not prevent one."""
     out = tmp_path / "run"
     assert (
         corrkd("train", "--settings", settings, "--out", out, first=ends_at(*WRITE, 1)).code
@@ -113,7 +111,7 @@ def test_killed_at_its_very_first_write(settings: Path, tmp_path: Path) -> None:
 
 
 def test_killed_between_the_last_model_and_the_history(
-    settings: Path, whole: dict[str, bytes], tmp_path: Path
+    settings: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     first = ends_at("corrkd.experiment.stages", "_write_history", 3)
@@ -123,12 +121,12 @@ def test_killed_between_the_last_model_and_the_history(
     assert (out / "synthetic" / "seed-0" / "control" / "control.json").exists()
     assert not (out / "synthetic" / "seed-0" / "control" / "history.csv").exists()
     assert corrkd("resume", out, report=False).code == 0
-    assert_same(contents(out), whole)
+    assert_same(contents(out), expected)
     assert not leftovers(out)
 
 
-def test_killed_from_outside(settings: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
-    """With the student in training."""
+def test_killed_from_outside(settings: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    """While the student is in training."""
     out = tmp_path / "run"
     run = Started("run", "--settings", settings, "--out", out)
     try:
@@ -138,7 +136,7 @@ def test_killed_from_outside(settings: Path, whole: dict[str, bytes], tmp_path: 
     assert run.end().code == -signal.SIGKILL
     assert not (out / "results.csv").exists()
     assert corrkd("resume", out, report=False).code == 0
-    assert_same(contents(out), whole)
+    assert_same(contents(out), expected)
     assert not leftovers(out)
 
 
@@ -146,7 +144,7 @@ def test_killed_from_outside(settings: Path, whole: dict[str, bytes], tmp_path: 
     ("hook", "calls"), [(SYNC, 7), (("corrkd.experiment.stages", "sweep_splits"), 2)]
 )
 def test_control_c(
-    settings: Path, whole: dict[str, bytes], tmp_path: Path, hook: tuple[str, str], calls: int
+    settings: Path, expected: dict[str, bytes], tmp_path: Path, hook: tuple[str, str], calls: int
 ) -> None:
     """In training, in the middle of a write; and in the evaluation."""
     out = tmp_path / "run"
@@ -154,12 +152,12 @@ def test_control_c(
         "run", "--settings", settings, "--out", out, first=ends_at(*hook, calls, signal.SIGINT)
     )
     assert ended.code == 130
-    said = ended.err.splitlines()
-    assert said[-1].startswith("interrupted; `corrkd resume")
-    assert not any("Traceback" in line or "interrupted" in line for line in said[:-1])
+    lines = ended.err.splitlines()
+    assert lines[-1].startswith("interrupted; `corrkd resume")
+    assert not any("Traceback" in line or "interrupted" in line for line in lines[:-1])
     assert not [p for p in leftovers(out) if p.suffix == ".part"]
     assert corrkd("resume", out, report=False).code == 0
-    assert_same(contents(out), whole)
+    assert_same(contents(out), expected)
 
 
 def test_resuming_a_finished_run_changes_nothing(
@@ -173,7 +171,7 @@ def test_resuming_a_finished_run_changes_nothing(
     assert set(results["seed"]) == {"0", "1", ""}
 
 
-def test_data_that_changed_in_between(tmp_path: Path) -> None:
+def test_data_that_changed_are_refused(tmp_path: Path) -> None:
     data, out = write_npz(tmp_path / "d.npz", {"language": 5, "audio": 3}), tmp_path / "run"
     package.run(tiny(data={"path": str(data)}), out, evaluate=False)
     before = contents(out)
@@ -184,8 +182,8 @@ def test_data_that_changed_in_between(tmp_path: Path) -> None:
     assert "no such file" in corrkd("resume", out).line
 
 
-def test_another_version_does_not_go_on(tmp_path: Path) -> None:
-    """What it trained would stand beside what this version trains."""
+def test_another_version_does_not_continue_a_run(tmp_path: Path) -> None:
+    """Its models would be mixed with those of this version."""
     out = tmp_path / "run"
     package.run(tiny(), out, evaluate=False)
     facts = json.loads((out / "synthetic" / "run.json").read_text())
@@ -216,30 +214,29 @@ def test_several_seeds_at_once_are_stopped_together(tmp_path: Path, number: int)
     path, out, straight = tmp_path / "s.yaml", tmp_path / "run", tmp_path / "straight"
     path.write_text(yaml.safe_dump(tiny(seeds=[0, 1], student={"epochs": 60})))
     corrkd("run", "--settings", path, "--out", straight)
-    # Not by fork: joblib's workers are left behind by processes of multiprocessing.
+    # Not by fork: processes of multiprocessing leave joblib's workers behind.
     command = [sys.executable, "-m", "corrkd"]
-    words = [*command, "run", "--settings", path, "--jobs", "2", "--out", out]
-    # What starts this test may ignore SIGINT, as a shell's background does, and its children with
-    # it.
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as process:
+    args = [*command, "run", "--settings", path, "--jobs", "2", "--out", out]
+    # A shell's background jobs ignore SIGINT, and so do their children.
+    restore = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(args, stderr=subprocess.PIPE, text=True, preexec_fn=restore) as process:
         try:
             wait_for(out / "synthetic" / "seed-1" / "student" / "student.ckpt")
             process.send_signal(number)
-            said = process.communicate(timeout=120)[1]
+            stderr = process.communicate(timeout=120)[1]
         finally:
             process.kill()
-    assert process.returncode == (-number if number == signal.SIGKILL else 130), said
-    assert "Traceback" not in said
+    assert process.returncode == (-number if number == signal.SIGKILL else 130), stderr
+    assert "Traceback" not in stderr
     time.sleep(1)  # longer than a worker without its parent may live
     state = contents(out)
     time.sleep(2)
     assert contents(out) == state
     subprocess.run([*command, "resume", out], check=True, capture_output=True)
-    one, other = contents(out), contents(straight)
+    resumed, unstopped = contents(out), contents(straight)
     for name in ("plan.yaml", "synthetic/settings.yaml", "report.html", "report.md"):  # jobs
-        assert one.pop(name) != other.pop(name)
-    assert_same(one, other)
+        assert resumed.pop(name) != unstopped.pop(name)
+    assert_same(resumed, unstopped)
     assert not leftovers(out)
 
 

@@ -13,8 +13,8 @@ from tests.experiment.conftest import run_unreported, tiny
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    """Weighted F1 by method and condition, of a run on two classes whose only trace is how long
-    language is.
+    """Weighted F1 by method and condition of a run on two classes that differ only in the length of
+    language.
     """
     folder = tmp_path_factory.mktemp("lengths")
     rng = np.random.default_rng(0)
@@ -52,22 +52,22 @@ def test_the_class_is_learned_where_language_is_visible(table: pd.DataFrame) -> 
     assert (table.loc[TRAINED, "ratio-0.5"] > 0.8).all()  # a gap is seen
 
 
-def test_and_is_not_known_where_language_is_missing(table: pd.DataFrame) -> None:
+def test_the_class_is_not_predicted_where_language_is_missing(table: pd.DataFrame) -> None:
     """With the true lengths every network scored 1.0 here."""
     assert (table.loc[TRAINED, "audio"] < 0.62).all()
 
 
-def test_with_everything_missing_the_answer_is_one_for_all(table: pd.DataFrame) -> None:
+def test_with_everything_missing_a_single_class_is_predicted(table: pd.DataFrame) -> None:
     assert (table.loc[TRAINED, ["ratio-1.0", "burst-1.0"]] < 0.40).all(
         axis=None
-    )  # of one class for all: about 1/3
+    )  # one class for all has about 1/3
 
 
 def test_noise_keeps_the_length(table: pd.DataFrame) -> None:
     assert (table.loc[["student", "control"], "noise-1.0"] > 0.8).all()
 
 
-def test_the_floor_by_length_says_what_lengths_tell(table: pd.DataFrame) -> None:
+def test_the_floor_by_length_predicts_what_lengths_allow(table: pd.DataFrame) -> None:
     floor = table.loc["by-length"]
     assert floor["language"] == floor["complete"] == 1.0
     assert floor["audio"] == floor["ratio-1.0"] == table.loc["majority", "audio"]

@@ -1,4 +1,4 @@
-"""What is shown while something works: on a terminal, in a notebook, elsewhere."""
+"""Progress on a terminal, in a notebook and elsewhere."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ class Terminal(io.StringIO):
 
 
 class Handle:
-    """What IPython.display.display returns."""
+    """The return value of IPython.display.display."""
 
-    def __init__(self, shown: list[str], place: int) -> None:
-        self._shown, self._place = shown, place
+    def __init__(self, lines: list[str], index: int) -> None:
+        self._lines, self._index = lines, index
 
     def update(self, data: dict[str, str], *, raw: bool) -> None:
         assert raw
-        self._shown[self._place] = data["text/plain"]
+        self._lines[self._index] = data["text/plain"]
 
 
 @pytest.fixture
 def notebook(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """As in a Jupyter kernel: the lines that stand below the cell."""
-    shown: list[str] = []
+    """The lines below the cell, as in a Jupyter kernel."""
+    lines: list[str] = []
 
     def display(data: dict[str, str], *, raw: bool, display_id: bool) -> Handle:
         assert raw
         assert display_id
-        shown.append(data["text/plain"])
-        return Handle(shown, len(shown) - 1)
+        lines.append(data["text/plain"])
+        return Handle(lines, len(lines) - 1)
 
     module: Any = types.ModuleType("IPython.display")
     module.display = display
@@ -57,10 +57,10 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setitem(sys.modules, "IPython.display", module)
     kernel = type("ZMQInteractiveShell", (), {})()
     monkeypatch.setattr(builtins, "get_ipython", lambda: kernel, raising=False)
-    return shown
+    return lines
 
 
-def test_plain_lines_say_how_long_it_still_takes(
+def test_plain_lines_show_the_remaining_time(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Reporter().task("seed 0  student", 10, done=2) as task:
@@ -76,7 +76,7 @@ def test_plain_lines_say_how_long_it_still_takes(
     ]
 
 
-def test_the_countdown_knows_nothing_before_the_first_step(clock: list[float]) -> None:
+def test_the_countdown_is_empty_before_the_first_step(clock: list[float]) -> None:
     countdown = Countdown(5, done=1)
     clock[0] = 600.0
     assert [countdown.left(done) for done in range(6)] == [
@@ -113,30 +113,30 @@ def test_a_notebook_has_one_line_for_each_task(
 
 
 @pytest.mark.parametrize(
-    ("terminal", "asked", "quiet"),
+    ("terminal", "requested", "quiet"),
     [(False, None, True), (False, True, False), (True, None, False), (True, False, True)],
 )
-def test_who_is_told(
-    terminal: bool, asked: bool | None, quiet: bool, monkeypatch: pytest.MonkeyPatch
+def test_when_a_reporter_is_quiet(
+    terminal: bool, requested: bool | None, quiet: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal() if terminal else io.StringIO())
-    assert reporter_of(asked).quiet == quiet
+    assert reporter_of(requested).quiet == quiet
     monkeypatch.setattr(sys, "stderr", None)  # as in a windowed program
     assert reporter_of(None).quiet
 
 
-@pytest.mark.parametrize("asked", [None, True])
-def test_functions_say_nothing_unless_asked(
-    asked: bool | None, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("requested", [None, True])
+def test_functions_print_nothing_unless_requested(
+    requested: bool | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = corrkd.load_plan(data=["nowhere.npz"], arms=["kl"])
     calls = (
-        lambda: corrkd.run({"data": {"path": "nowhere.npz"}}, progress=asked),
-        lambda: corrkd.compare(plan, "out", progress=asked),
+        lambda: corrkd.run({"data": {"path": "nowhere.npz"}}, progress=requested),
+        lambda: corrkd.compare(plan, "out", progress=requested),
     )
     for call in calls:
         with pytest.raises(CorrKDError, match="no such file"):
             call()
         printed = capsys.readouterr()
         assert printed.out == ""
-        assert printed.err == ("reading nowhere.npz\n" if asked else "")
+        assert printed.err == ("reading nowhere.npz\n" if requested else "")

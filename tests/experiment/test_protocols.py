@@ -61,7 +61,7 @@ def test_a_preset_of_mmsa_runs_on_its_layout(preset: str, bound: float, tmp_path
         preset=preset,
         data=data,
         overrides=[*SHORT, "evaluation.protocols=[lnln]"],
-        **{part: TINY[part] for part in ("teacher", "evaluation", "device")},
+        **{key: TINY[key] for key in ("teacher", "evaluation", "device")},
     )
     done = run_sketched(settings, tmp_path / "run")
     target = settings.data.target
@@ -99,7 +99,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> corrkd.Run:
     return run_sketched(settings, tmp_path_factory.mktemp("protocols") / "run")
 
 
-def test_means_follow_from_the_rows_of_results(done: corrkd.Run) -> None:
+def test_means_agree_with_the_rows_of_results(done: corrkd.Run) -> None:
     """Read with the csv module and averaged by loops: draws first, then the rates."""
     with open(done.folder / "results.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -109,14 +109,14 @@ def test_means_follow_from_the_rows_of_results(done: corrkd.Run) -> None:
     }
     assert {"accuracy", "unweighted_accuracy", "weighted_f1"} <= {metric for _, _, metric in keys}
     for (method, seed, metric), (row, names) in itertools.product(keys, RATES.items()):
-        of_arm = [
+        arm_rows = [
             r for r in rows if (r["method"], r["seed"], r["metric"]) == (method, seed, metric)
         ]
-        draws = [[float(r["value"]) for r in of_arm if r["condition"] == name] for name in names]
+        draws = [[float(r["value"]) for r in arm_rows if r["condition"] == name] for name in names]
         if seed:  # the majority floor is the same in all draws
             assert [len(values) for values in draws] == [1] + [2] * (len(names) - 1)
         expected = sum(sum(values) / len(values) for values in draws) / len(names)
-        (mean,) = [float(r["value"]) for r in of_arm if r["condition"] == row]
+        (mean,) = [float(r["value"]) for r in arm_rows if r["condition"] == row]
         assert math.isclose(mean, expected, abs_tol=1e-12)
 
 
@@ -156,15 +156,15 @@ def test_a_protocol_is_replayed_from_a_file(done: corrkd.Run, tmp_path: Path) ->
     save_manifest(tmp_path / "masks", masks_of(student, data, conditions=["mean-gcnet"], draws=2))
     replayed = corrkd.evaluate(student, data, masks=load_manifest(tmp_path / "masks"))
     assert named.equals(replayed)
-    of_run = read_csv(next(done.folder.glob("*/seed-0/student/results.csv")))
+    stored = read_csv(next(done.folder.glob("*/seed-0/student/results.csv")))
     means = [
         frame[frame["condition"] == "mean-gcnet"].set_index("metric")["value"]
-        for frame in (named, of_run)
+        for frame in (named, stored)
     ]
     assert means[0].to_dict() == means[1].to_dict()
 
 
-def test_a_mean_is_undefined_where_any_rate_is_and_needs_them_all() -> None:
+def test_a_mean_is_undefined_if_any_rate_is_and_absent_if_any_is() -> None:
     """A correlation is undefined where predictions are constant."""
     table = pd.DataFrame(
         [(name, 0, metric, 0.5) for name in RATES["mean-lnln"] for metric in ("mae", "corr")],
@@ -172,10 +172,10 @@ def test_a_mean_is_undefined_where_any_rate_is_and_needs_them_all() -> None:
     )
     table.loc[(table["condition"] == "ratio-0.9") & (table["metric"] == "corr"), "value"] = math.nan
     (means,) = protocol_means(table, ("language", "audio", "vision"))
-    found = means.set_index("metric")["value"]
+    values = means.set_index("metric")["value"]
     assert set(means["condition"]) == {"mean-lnln"}
-    assert found["mae"] == 0.5
-    assert math.isnan(found["corr"])
+    assert values["mae"] == 0.5
+    assert math.isnan(values["corr"])
     assert (
         protocol_means(table[table["condition"] != "ratio-0.4"], ("language", "audio", "vision"))
         == []

@@ -1,4 +1,4 @@
-"""From a file as people have it to a run, its evaluation and predictions."""
+"""From files in published layouts to runs, evaluations and predictions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_modality_that_the_test_split_lacks_is_evaluated_and_predicted(tmp_pat
     table = corrkd.evaluate(corrkd.load_student(done.folder), corrkd.load_dataset(path))
     f1 = table[table["metric"] == "weighted_f1"].set_index("condition")["value"]
     assert np.isfinite(f1).all()
-    assert f1["language+vision"] == f1["complete"]  # there is no audio to be taken away
+    assert f1["language+vision"] == f1["complete"]  # without audio in any sample
     predictor = corrkd.Predictor.from_pretrained(done.folder)
     assert (
         predictor.predict({"language": data["test"]["text"][0], "audio": None}).used["audio"] == 0
@@ -42,9 +42,9 @@ def test_a_modality_that_the_test_split_lacks_is_evaluated_and_predicted(tmp_pat
 
 def test_scores_with_ties_are_trained_on_and_loaded(tmp_path: Path) -> None:
     data = mmsa()
-    for part in data.values():
-        del part["classification_labels"], part["annotations"]
-        part["regression_labels"] = np.where(np.arange(len(part["id"])) % 5 == 4, 4.0, 2.0)
+    for split in data.values():
+        del split["classification_labels"], split["annotations"]
+        split["regression_labels"] = np.where(np.arange(len(split["id"])) % 5 == 4, 4.0, 2.0)
     done = run(write_pickle(tmp_path / "set.pkl", data), tmp_path / "run", target="score")
     student = corrkd.load_student(done.folder)
     assert (student.target.kind, student.target.classes, student.target.cuts) == (
@@ -54,13 +54,13 @@ def test_scores_with_ties_are_trained_on_and_loaded(tmp_path: Path) -> None:
     )
 
 
-def test_the_chosen_label_is_part_of_the_settings(tmp_path: Path) -> None:
+def test_the_selected_label_is_stored_in_the_settings(tmp_path: Path) -> None:
     data = mmsa()
-    for seed, part in enumerate(data.values()):
-        part["emotions"] = (
-            np.random.default_rng(seed).integers(0, 2, (len(part["id"]), 6)).astype(float)
+    for seed, split in enumerate(data.values()):
+        split["emotions"] = (
+            np.random.default_rng(seed).integers(0, 2, (len(split["id"]), 6)).astype(float)
         )
-        part["emotions"][0], part["emotions"][1] = 0, 3
+        split["emotions"][0], split["emotions"][1] = 0, 3
     done = run(write_pickle(tmp_path / "set.pkl", data), tmp_path / "run", label="happy,fear")
     assert "label: happy,fear" in (dataset_in(done.folder) / "settings.yaml").read_text()
     assert corrkd.load_student(done.folder).target.questions == ("happy", "fear")

@@ -41,7 +41,7 @@ def test_hazumi(hazumi_pickle: Path, tmp_path: Path) -> None:
     ]
     assert (
         191 <= len(natural) < 1476
-    )  # windows that hold a silent exchange, their last one or another
+    )  # windows that contain a silent exchange, the last one or another
     assert (
         student["complete", "weighted_f1"]
         > values(run, "majority")["complete", "weighted_f1"] + 0.05

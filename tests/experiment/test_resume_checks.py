@@ -1,5 +1,5 @@
-"""Resuming reads nothing that was changed since it was written: one flipped bit is one line that
-says what to do.
+"""Resuming refuses files that changed since they were written: a flipped bit is a one-line error
+that says what to do.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def flipped(data: bytes, rng: random.Random) -> bytes:
     return bytes(out)
 
 
-def refused(folder: Path, advice: str) -> None:
+def assert_refused(folder: Path, advice: str) -> None:
     with pytest.raises(CorrKDError, match=advice) as caught:
         corrkd.resume(folder)
     assert str(caught.value).isprintable()
@@ -37,7 +37,7 @@ def refused(folder: Path, advice: str) -> None:
 
 @pytest.fixture(scope="module")
 def finished_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One seed with two out-of-fold teachers and prediction sets, without its report."""
+    """A run of one seed with two out-of-fold teachers and prediction sets, without a report."""
     folder = tmp_path_factory.mktemp("resumed") / "run"
     patch = pytest.MonkeyPatch()
     patch.setattr("corrkd.experiment.run.write_report", lambda folder: folder)
@@ -62,11 +62,11 @@ def test_a_flipped_bit_in_a_finished_run(
 ) -> None:
     folder, rng = tmp_path / "run", random.Random(name)
     shutil.copytree(finished_alone, folder)
-    whole = (folder / name).read_bytes()
+    content = (folder / name).read_bytes()
     for _ in range(FLIPS):
-        (folder / name).write_bytes(flipped(whole, rng))
-        refused(folder, advice)
-    (folder / name).write_bytes(whole)
+        (folder / name).write_bytes(flipped(content, rng))
+        assert_refused(folder, advice)
+    (folder / name).write_bytes(content)
     corrkd.resume(folder)
     assert_same(contents(folder), contents(finished_alone))
 
@@ -88,13 +88,13 @@ def test_a_flipped_bit_in_a_teacher(
     shutil.copytree(finished_alone, folder)
     shutil.rmtree(folder / "synthetic" / "seed-0" / "student")
     path = folder / "synthetic" / "seed-0" / "teacher" / f"{name}.{ending}"
-    whole = path.read_bytes()
+    content = path.read_bytes()
     for _ in range(FLIPS):
-        path.write_bytes(flipped(whole, rng))
-        refused(folder, rf"{name}\.")
+        path.write_bytes(flipped(content, rng))
+        assert_refused(folder, rf"{name}\.")
 
 
-def test_what_the_evaluation_wrote_can_be_checked_by_others(finished_alone: Path) -> None:
+def test_files_of_the_evaluation_can_be_checked_with_sha256sum(finished_alone: Path) -> None:
     command = ["sha256sum", "--strict", "-c", "SHA256SUMS"]
     done = subprocess.run(
         command,
@@ -114,14 +114,14 @@ def test_a_flipped_bit_in_a_checkpoint(tmp_path: Path) -> None:
         "progress": {"epoch": 3, "history": [{"lr": 0.1}]},
     }
     save_checkpoint(path, state)
-    whole = path.read_bytes()
+    content = path.read_bytes()
     for _ in range(400):
-        path.write_bytes(flipped(whole, rng))
+        path.write_bytes(flipped(content, rng))
         with pytest.raises(
             CorrKDError, match=r"student\.ckpt: damaged, or no checkpoint; delete it to train"
         ):
             load_checkpoint(path, torch.device("cpu"))
-    path.write_bytes(whole)
+    path.write_bytes(content)
     loaded = load_checkpoint(path, torch.device("cpu"))
     assert loaded is not None
     assert torch.equal(loaded["method"]["w"], state["method"]["w"])  # type: ignore[index]
@@ -132,11 +132,11 @@ def test_a_flipped_bit_in_a_budget(tmp_path: Path) -> None:
     budget = Budget(epochs=8, scores={4: 0.5, 8: 0.625}, seed=1)
     write_text(path, json_text(with_digest(budget.model_dump(mode="json"))))
     assert read_budget(tmp_path) == budget
-    whole = path.read_bytes()
+    content = path.read_bytes()
     for _ in range(200):
-        changed = flipped(whole, rng)
+        changed = flipped(content, rng)
         path.write_bytes(changed)
-        if changed.split() == whole.split():
-            continue  # white space is none of the contents
+        if changed.split() == content.split():
+            continue  # white space is not part of the contents
         with pytest.raises(CorrKDError, match=r"budget\.json"):
             read_budget(tmp_path)

@@ -48,13 +48,13 @@ def history_of(run: Path) -> pd.DataFrame:
     return pd.concat([read_csv(folder / role / "history.csv") for role in ROLES], ignore_index=True)
 
 
-def assert_equal_tensors(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        np.testing.assert_array_equal(value, other[name], err_msg=name)
+def assert_equal_tensors(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
 
 
-def test_what_a_run_leaves(finished: Path) -> None:
+def test_the_files_of_a_run(finished: Path) -> None:
     top = {"plan.yaml", "results.csv", "report.html", "report.md", "tables", "figures", "synthetic"}
     assert top == {p.name for p in finished.iterdir()} - {".lock"}
     folder = finished / "synthetic"
@@ -98,10 +98,10 @@ def test_results_are_tidy_and_complete(finished: Path) -> None:
     for role in ROLES:
         for seed in ("0", "1"):
             rows = table[(table["method"] == role) & (table["seed"] == seed)]
-            found = rows.groupby(["condition", "draw"])["metric"].agg(set).to_dict()
-            assert found.pop(("average", 0)) == metrics
-            assert found.pop(("ratios", 0)) == {"auc_weighted_f1", "auc_accuracy"}
-            assert found == dict.fromkeys(expected, metrics)
+            metrics_by_draw = rows.groupby(["condition", "draw"])["metric"].agg(set).to_dict()
+            assert metrics_by_draw.pop(("average", 0)) == metrics
+            assert metrics_by_draw.pop(("ratios", 0)) == {"auc_weighted_f1", "auc_accuracy"}
+            assert metrics_by_draw == dict.fromkeys(expected, metrics)
             assert rows["value"].between(0, 1).all()
     for reference in ("majority", "bayes"):
         rows = table[table["method"] == reference]
@@ -110,7 +110,7 @@ def test_results_are_tidy_and_complete(finished: Path) -> None:
     assert set(table["method"]) == {*ROLES, "majority", "bayes"}
 
 
-def test_results_are_those_of_the_predictions(finished: Path) -> None:
+def test_results_agree_with_the_predictions(finished: Path) -> None:
     results = read(finished).set_index(["method", "seed", "condition", "draw", "metric"])["value"]
     predictions = predictions_of(finished, 1)
     groups = predictions.groupby(["method", "condition", "draw"])
@@ -127,9 +127,7 @@ def test_results_are_those_of_the_predictions(finished: Path) -> None:
     assert results["student", "1", "average", 0, "weighted_f1"] == pytest.approx(mean, abs=1e-12)
 
 
-def test_natural_and_intact_are_the_samples_incomplete_and_complete_in_the_data(
-    finished: Path,
-) -> None:
+def test_natural_and_intact_divide_the_samples_by_what_is_missing(finished: Path) -> None:
     dataset = prepare(corrkd.load_settings(dataset_in(finished) / "settings.yaml")).dataset
     test = dataset.split("test")
     incomplete = set(test.ids[test.naturally_incomplete()])
@@ -162,10 +160,8 @@ def test_the_saved_epoch_is_the_best_on_validation_the_earliest_on_ties(finished
 
 
 @pytest.mark.usefixtures("no_report")
-def test_a_seed_alone_is_the_seed_among_others_to_the_bit(finished: Path, tmp_path: Path) -> None:
-    """Two runs of the same settings agree; nothing hangs on the other seeds or on the caller's
-    random state.
-    """
+def test_a_seed_alone_equals_the_seed_among_others(finished: Path, tmp_path: Path) -> None:
+    """Bit for bit: nothing depends on the other seeds or on the caller's random state."""
     torch.manual_seed(99)
     np.random.seed(99)  # noqa: NPY002  (the state that a caller may have left)
     state = torch.get_rng_state()
@@ -175,21 +171,21 @@ def test_a_seed_alone_is_the_seed_among_others_to_the_bit(finished: Path, tmp_pa
     assert_same(
         contents(dataset_in(tmp_path / "run") / "seed-1"), contents(dataset_in(finished) / "seed-1")
     )
-    one, both = read(tmp_path / "run"), read(finished)
+    alone, together = read(tmp_path / "run"), read(finished)
     pd.testing.assert_frame_equal(
-        one, both[both["seed"].isin(["1", ""])].reset_index(drop=True), check_exact=True
+        alone, together[together["seed"].isin(["1", ""])].reset_index(drop=True), check_exact=True
     )
 
 
 def test_seeds_differ(finished: Path) -> None:
     for role in ROLES:
-        one, other = (tensors(dataset_in(finished) / f"seed-{seed}", role) for seed in (0, 1))
+        first, second = (tensors(dataset_in(finished) / f"seed-{seed}", role) for seed in (0, 1))
         assert any(
-            not np.array_equal(one[name], other[name])
-            for name in one
+            not np.array_equal(first[name], second[name])
+            for name in first
             if name.startswith("network.")
         )
-        np.testing.assert_array_equal(one["center.audio"], other["center.audio"])
+        np.testing.assert_array_equal(first["center.audio"], second["center.audio"])
 
 
 @pytest.mark.usefixtures("no_report")
@@ -255,7 +251,7 @@ def test_any_number_of_modalities_and_any_target(
     expected = {
         c.name
         for c in standard_conditions(
-            tuple(widths), prepare_settings(run.folder), naturally_incomplete=False
+            tuple(widths), evaluation_settings(run.folder), naturally_incomplete=False
         )
     }
     assert set(read(run.folder)["condition"]) == expected | {"average", "ratios"}
@@ -277,17 +273,17 @@ def test_any_number_of_modalities_and_any_target(
     assert ("loss/rcd" in history) == (target != "score")
 
 
-def prepare_settings(folder: Path) -> Any:
+def evaluation_settings(folder: Path) -> Any:
     return corrkd.load_settings(dataset_in(folder) / "settings.yaml").evaluation
 
 
 @pytest.mark.usefixtures("no_report")
 def test_yes_no_questions(tmp_path: Path) -> None:
-    answers = np.random.default_rng(0).integers(0, 2, (60, 2))
+    labels = np.random.default_rng(0).integers(0, 2, (60, 2))
     data = write_npz(
         tmp_path / "d.npz",
         {"language": 5, "audio": 3},
-        labels=answers,
+        labels=labels,
         question_names=np.array(["happy", "sad"]),
     )
     run = corrkd.run(tiny(data={"path": str(data), "target": "auto"}), tmp_path / "run")
@@ -329,15 +325,15 @@ def test_the_test_split_cannot_influence_training(tmp_path: Path) -> None:
         assert_equal_tensors(
             *(tensors(dataset_in(tmp_path / name) / "seed-0", role) for name in ("d", "other"))
         )
-    one, other = (
+    first, second = (
         contents(dataset_in(tmp_path / name) / "seed-0", "*/history.csv") for name in ("d", "other")
     )
-    assert_same(one, other)
+    assert_same(first, second)
     assert not read(tmp_path / "d").equals(read(tmp_path / "other"))
 
 
 @pytest.mark.usefixtures("no_report")
-def test_a_batch_larger_than_the_data_is_clipped_and_said(tmp_path: Path) -> None:
+def test_a_batch_larger_than_the_data_is_clipped_and_reported(tmp_path: Path) -> None:
     for size in (30, 1000):
         corrkd.run(tiny(student={"batch_size": size}), tmp_path / str(size), evaluate=False)
     notes = json.loads((tmp_path / "1000" / "synthetic" / "run.json").read_text())["notes"]
@@ -361,7 +357,7 @@ def test_other_precisions(tmp_path: Path, precision: str) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.usefixtures("no_report")
-def test_what_a_gpu_trains_a_cpu_reads(tmp_path: Path) -> None:
+def test_a_model_trained_on_a_gpu_is_read_on_a_cpu(tmp_path: Path) -> None:
     run = corrkd.run(tiny(device="cuda"), tmp_path / "run")
     student = run.results[run.results["method"] == "student"].set_index(
         ["condition", "draw", "metric"]
@@ -388,7 +384,7 @@ def test_early_stopping(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_report")
-def test_what_is_trained_can_be_evaluated_later(finished: Path, tmp_path: Path) -> None:
+def test_a_trained_run_can_be_evaluated_later(finished: Path, tmp_path: Path) -> None:
     settings = corrkd.load_settings(dataset_in(finished) / "settings.yaml", overrides=["seeds=[0]"])
     trained = corrkd.run(settings, tmp_path / "run", evaluate=False)
     assert trained.results.empty
@@ -400,7 +396,7 @@ def test_what_is_trained_can_be_evaluated_later(finished: Path, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("no_report")
-def test_a_set_without_a_test_split_can_be_judged_on_another(tmp_path: Path) -> None:
+def test_a_set_without_a_test_split_can_be_evaluated_on_another(tmp_path: Path) -> None:
     split = np.repeat(["train", "valid"], [40, 20])
     data = write_npz(tmp_path / "d.npz", {"language": 5, "audio": 3}, split=split)
     settings = tiny(data={"path": str(data)})
@@ -420,7 +416,7 @@ def test_a_set_without_a_test_split_can_be_judged_on_another(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("no_report")
-def test_the_folder_of_a_run(tmp_path: Path) -> None:
+def test_overwriting_a_run_keeps_other_files(tmp_path: Path) -> None:
     settings = tiny(
         data={"synthetic": {"train": 6, "valid": 6, "test": 6, "frames": 2}}, teacher={"epochs": 1}
     )
@@ -447,8 +443,8 @@ def test_the_folder_of_a_run(tmp_path: Path) -> None:
 def test_several_seeds_at_once_change_nothing(finished: Path, tmp_path: Path) -> None:
     settings = corrkd.load_settings(dataset_in(finished) / "settings.yaml", overrides=["jobs=2"])
     corrkd.run(settings, tmp_path / "run")
-    one, other = contents(finished), contents(tmp_path / "run")
-    assert one.pop("plan.yaml") != other.pop("plan.yaml")  # jobs
+    serial, parallel = contents(finished), contents(tmp_path / "run")
+    assert serial.pop("plan.yaml") != parallel.pop("plan.yaml")  # jobs
     for name in ("report.html", "report.md", "synthetic/settings.yaml"):  # they show the settings
-        one.pop(name), other.pop(name)
-    assert_same(one, other)
+        serial.pop(name), parallel.pop(name)
+    assert_same(serial, parallel)

@@ -1,4 +1,4 @@
-"""Settings of data that come without any: corrkd-plus, scaled to samples and groups."""
+"""Settings for data alone: corrkd-plus, scaled to samples and groups."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from corrkd.experiment.scaling import (
 
 
 def dataset(num_samples: int = 60, num_people: int = 12) -> corrkd.MultimodalDataset:
-    """Samples of people, of whom each is in one split."""
+    """Return samples of people, each of whom is in one split."""
     rng = np.random.default_rng(0)
     person = np.arange(num_samples) % num_people
     split = np.array(["train", "train", "train", "valid", "test"])[person * 5 // num_people]
@@ -37,7 +37,7 @@ def dataset(num_samples: int = 60, num_people: int = 12) -> corrkd.MultimodalDat
     return corrkd.load_dataset(arrays, name="people")
 
 
-def test_epochs_are_those_of_the_documented_sizes() -> None:
+def test_epochs_agree_with_the_documented_sizes() -> None:
     """benchmarks/ablation.yaml: 64 and 256 for 300 samples, 16 and 64 for 1,200 or 1,284, 12 and 32
     for 4,800 or 5,457.
     """
@@ -67,7 +67,7 @@ def test_folds_are_no_more_than_groups() -> None:
     assert scaled_folds(4, 1) == {"folds": None, "temperature": 1.0, "weights": "equal"}
 
 
-def test_size_counts_what_every_seed_trains_on() -> None:
+def test_the_training_size_is_that_of_every_seed() -> None:
     data = dataset()
     settings = Unscaled().load()
     assert training_size(settings, data) == (40, 8)
@@ -85,14 +85,14 @@ def test_folds_follow_the_people(num_people: int, folds: int) -> None:
     assert "36 training samples" in note or "40 training samples" in note
 
 
-def test_what_is_set_stays() -> None:
+def test_explicit_settings_are_kept() -> None:
     unscaled = Unscaled(("teacher.epochs=3", "teacher.folds=2"), {"student": {"epochs": 5}})
     settings, note = scaled(unscaled, dataset())
     assert (settings.teacher.epochs, settings.teacher.folds, settings.student.epochs) == (3, 2, 5)
     assert "teachers of 3 epochs, trained in 2 folds; students of 5 epochs" in note
 
 
-def test_a_run_on_data_alone_stores_what_was_chosen(tmp_path: Path) -> None:
+def test_a_run_on_data_alone_stores_the_scaled_settings(tmp_path: Path) -> None:
     quick = Unscaled(("teacher.epochs=1", "teacher.repeats=1", "student.epochs=1", "device=cpu"))
     done = corrkd.run(quick, tmp_path / "run", dataset=dataset(60, 5), evaluate=False)
     stored = corrkd.load_settings(done.folder / "people" / "settings.yaml")
@@ -102,7 +102,7 @@ def test_a_run_on_data_alone_stores_what_was_chosen(tmp_path: Path) -> None:
         corrkd.run(quick, tmp_path / "run", dataset=dataset())
 
 
-def test_a_run_on_arrays_takes_how_they_are_read(tmp_path: Path) -> None:
+def test_a_run_on_arrays_takes_options_for_reading(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = {
         "audio": rng.normal(size=(60, 4)),
@@ -115,7 +115,7 @@ def test_a_run_on_arrays_takes_how_they_are_read(tmp_path: Path) -> None:
     assert (done.folder / "moods" / "seed-0" / "student" / "student.safetensors").is_file()
 
 
-def test_what_is_named_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_named_preset_is_not_scaled(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"teacher": {"epochs": 1, "repeats": 1}, "device": "cpu"}
     settings = corrkd.load_settings(preset="corrkd-plus", **changes)
     done = corrkd.run(settings, tmp_path / "run", dataset=dataset(), evaluate=False)

@@ -1,4 +1,4 @@
-"""A run whose seeds and folds are trained at once is the run in which each is trained alone."""
+"""A run with seeds and folds trained at once equals the run with each trained alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.experiment.conftest import dataset_in, run_unreported, tiny, write_np
 
 @pytest.fixture
 def stacked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many trainings were done at once, each time."""
+    """The number of trainings in each stack."""
     sizes: list[int] = []
     train_together = stages.train_together
 
@@ -57,7 +57,7 @@ def models(run: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def test_seeds_and_folds_at_once_come_to_what_each_is_alone(
+def test_seeds_and_folds_trained_at_once_equal_each_trained_alone(
     tmp_path: Path, stacked: list[int]
 ) -> None:
     alone = run_unreported(settings(tmp_path, stack=1), tmp_path / "alone")
@@ -72,7 +72,9 @@ def test_seeds_and_folds_at_once_come_to_what_each_is_alone(
     pd.testing.assert_frame_equal(together.results, alone.results, atol=1e-6)
 
 
-def test_what_cannot_be_stacked_is_trained_alone(tmp_path: Path, stacked: list[int]) -> None:
+def test_methods_that_cannot_be_stacked_are_trained_alone(
+    tmp_path: Path, stacked: list[int]
+) -> None:
     tree = settings(tmp_path, stack=5)
     tree["teacher"] = {**tree["teacher"], "folds": None, "repeats": 1}
     tree["student"] = {**tree["student"], "method": "gcnet"}
@@ -80,7 +82,7 @@ def test_what_cannot_be_stacked_is_trained_alone(tmp_path: Path, stacked: list[i
     assert stacked == [2]  # the teachers of both seeds
 
 
-def test_a_stack_is_of_one_network(tmp_path: Path, stacked: list[int]) -> None:
+def test_a_stack_has_a_single_network(tmp_path: Path, stacked: list[int]) -> None:
     tree = settings(tmp_path, stack=8)
     others = [{"network": {"name": "mlp", "width": 8}, "repeats": 1}]
     tree["teacher"] = {**tree["teacher"], "others": others}
@@ -94,13 +96,13 @@ def test_a_stack_is_of_one_network(tmp_path: Path, stacked: list[int]) -> None:
     ]  # ten of the teacher's network, four of the other, students, controls
 
 
-def test_where_a_stack_fails_each_is_tried_alone(
+def test_if_a_stack_fails_each_training_is_retried_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(runs: Sequence[Any], **options: Any) -> Any:
+    def failing(runs: Sequence[Any], **options: Any) -> Any:
         raise CorrKDError("the loss is no longer finite in epoch 2")
 
-    monkeypatch.setattr(stages, "train_together", fails)
+    monkeypatch.setattr(stages, "train_together", failing)
     tree = settings(tmp_path, stack=5)
     tree["teacher"] = {**tree["teacher"], "folds": None, "repeats": 1}
     assert not run_unreported(tree, tmp_path / "run").failures

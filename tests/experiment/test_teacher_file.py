@@ -27,7 +27,7 @@ KL = {"name": "kl", "kl": {"weight": 1.0}}
 
 
 def data(tmp_path: Path) -> dict[str, Any]:
-    """Thirty training samples of ten people, three classes."""
+    """Return the settings of a dataset: 30 training samples of ten people, three classes."""
     path = tmp_path / "people.npz"
     if not path.exists():
         write_npz(
@@ -45,8 +45,8 @@ def settings(tmp_path: Path, method: Any = KL, **changes: Any) -> Settings:
     return load_settings(**tree)
 
 
-def written(tmp_path: Path, count: int = 30, width: int | None = None, **changes: Any) -> Path:
-    """A file with made outputs for the first samples, in reverse order."""
+def write(tmp_path: Path, count: int = 30, width: int | None = None, **changes: Any) -> Path:
+    """Write random outputs for the first samples, in reverse order."""
     rng = np.random.default_rng(1)
     ids = [f"clip-{i}" for i in reversed(range(count))]
     arrays: dict[str, Any] = {
@@ -60,23 +60,23 @@ def written(tmp_path: Path, count: int = 30, width: int | None = None, **changes
     return tmp_path / "outputs.npz"
 
 
-def test_outputs_are_found_by_id(tmp_path: Path) -> None:
-    path = written(tmp_path, count=40, width=7)  # ten more than there are training samples
+def test_outputs_are_looked_up_by_id(tmp_path: Path) -> None:
+    path = write(tmp_path, count=40, width=7)  # ten more than there are training samples
     experiment = prepare(settings(tmp_path, teacher={"outputs": path, "temperature": 2.0}))
     samples = experiment.samples("train")
-    made = answers(experiment, samples, 0, tmp_path / "no folder is needed")
+    outputs = answers(experiment, samples, 0, tmp_path / "no folder is needed")
     with np.load(path) as arrays:
         row = {name: index for index, name in enumerate(arrays["ids"])}
         rows = [row[name] for name in samples.ids]
-        np.testing.assert_allclose(made.logits.numpy(), arrays["logits"][rows] / 2, rtol=1e-6)
+        np.testing.assert_allclose(outputs.logits.numpy(), arrays["logits"][rows] / 2, rtol=1e-6)
         np.testing.assert_allclose(
-            made.representation.numpy(), arrays["representation"][rows], rtol=1e-6
+            outputs.representation.numpy(), arrays["representation"][rows], rtol=1e-6
         )
-    assert made.answered_by is None
+    assert outputs.answered_by is None
 
 
-def test_no_teacher_is_trained_and_the_student_hears_the_file(tmp_path: Path) -> None:
-    done = corrkd.run(settings(tmp_path, teacher={"outputs": written(tmp_path)}), tmp_path / "run")
+def test_no_teacher_is_trained_and_the_student_learns_from_the_file(tmp_path: Path) -> None:
+    done = corrkd.run(settings(tmp_path, teacher={"outputs": write(tmp_path)}), tmp_path / "run")
     folder = dataset_in(tmp_path / "run") / "seed-0"
     assert {path.name for path in folder.iterdir()} == {"student", "control"}
     assert {"student", "control"} <= set(done.average().index)
@@ -91,15 +91,15 @@ def test_no_teacher_is_trained_and_the_student_hears_the_file(tmp_path: Path) ->
         return np.concatenate([x.ravel() for x in tensors.values()])
 
     rng = np.random.default_rng(2)
-    other = written(tmp_path, logits=rng.normal(size=(30, 3)))
+    other = write(tmp_path, logits=rng.normal(size=(30, 3)))
     run_unreported(settings(tmp_path, teacher={"outputs": other}), tmp_path / "other")
     assert not np.array_equal(student("run"), student("other"))
 
 
-def test_a_stack_of_seeds_hears_the_same_file(
+def test_a_stack_of_seeds_learns_from_the_same_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Logits alone are stacked, too: a stack that fails would be trained one by one in silence."""
+    """Logits alone are stacked, too; a failing stack would silently be trained one by one."""
     sizes: list[int] = []
     train_together = stages.train_together
 
@@ -109,7 +109,7 @@ def test_a_stack_of_seeds_hears_the_same_file(
         return trained
 
     monkeypatch.setattr(stages, "train_together", counted)
-    changes = {"teacher": {"outputs": written(tmp_path)}, "seeds": [0, 1], "precision": "64-true"}
+    changes = {"teacher": {"outputs": write(tmp_path)}, "seeds": [0, 1], "precision": "64-true"}
     alone = run_unreported(settings(tmp_path, stack=1, **changes), tmp_path / "alone")
     together = run_unreported(settings(tmp_path, stack=2, **changes), tmp_path / "together")
     assert sizes == [2, 2]  # students, controls
@@ -127,31 +127,28 @@ def test_losses_of_representations_need_them(tmp_path: Path) -> None:
             CorrKDError, match=f"{loss} compares representations, and the teachers have none"
         ):
             corrkd.run(
-                settings(tmp_path, method, teacher={"outputs": written(tmp_path)}), tmp_path / "run"
+                settings(tmp_path, method, teacher={"outputs": write(tmp_path)}), tmp_path / "run"
             )
     responses = {"name": "corrkd", "scd": {"weight": 0.0}, "cpd": {"weight": 0.0}}
     run_unreported(
-        settings(tmp_path, responses, teacher={"outputs": written(tmp_path)}),
-        tmp_path / "responses",
+        settings(tmp_path, responses, teacher={"outputs": write(tmp_path)}), tmp_path / "responses"
     )
     # Two modalities of width 8: representations of width 16.
     run_unreported(
-        settings(tmp_path, "corrkd", teacher={"outputs": written(tmp_path, width=16)}),
+        settings(tmp_path, "corrkd", teacher={"outputs": write(tmp_path, width=16)}),
         tmp_path / "all",
     )
     run_unreported(
-        settings(tmp_path, "corrkd", teacher={"outputs": written(tmp_path, width=5)}),
+        settings(tmp_path, "corrkd", teacher={"outputs": write(tmp_path, width=5)}),
         tmp_path / "projected",
     )
 
 
-def test_what_is_taught_by_another_arm_is_taught_by_a_file_as_the_student_of_a_run_alone(
+def test_outputs_replace_the_teacher_of_another_arm_only_for_the_student_of_a_run(
     tmp_path: Path,
 ) -> None:
-    """The outputs are the run's teacher's: for a student of HRLF they are of its teacher, beside
-    one of CorrKD they are not.
-    """
-    outside = {"outputs": str(written(tmp_path))}
+    """The outputs are those of the run's teacher, which is HRLF's only if the run's student is."""
+    outside = {"outputs": str(write(tmp_path))}
     tree = settings(tmp_path, "corrkd", teacher=outside).model_dump(mode="json")
     plan_file = {
         "datasets": {"people": {"settings": tree}},
@@ -193,17 +190,17 @@ def test_what_is_taught_by_another_arm_is_taught_by_a_file_as_the_student_of_a_r
         ({"ids": np.array([{}] * 30)}, r"ids.npy holds pickled objects"),
     ],
 )
-def test_a_file_that_does_not_fit_is_one_line(
+def test_a_mismatched_file_is_a_one_line_error(
     tmp_path: Path, changes: dict[str, Any], line: str
 ) -> None:
-    path = written(tmp_path, **changes)
+    path = write(tmp_path, **changes)
     with pytest.raises(CorrKDError, match=line) as error:
         corrkd.run(settings(tmp_path, teacher={"outputs": path}), tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run" / "plan.yaml").exists()
 
 
-def test_what_is_no_file_of_outputs_is_one_line(tmp_path: Path) -> None:
+def test_files_without_outputs_are_one_line_errors(tmp_path: Path) -> None:
     with pytest.raises(CorrKDError, match=r"teacher\.outputs: .*nowhere\.npz: no such file"):
         read_teacher_file(tmp_path / "nowhere.npz")
     (tmp_path / "text.npz").write_text("no arrays")
@@ -214,45 +211,45 @@ def test_what_is_no_file_of_outputs_is_one_line(tmp_path: Path) -> None:
         read_teacher_file(tmp_path / "x.npz")
 
 
-def test_a_run_does_not_go_on_with_another_file(tmp_path: Path) -> None:
-    run_unreported(settings(tmp_path, teacher={"outputs": written(tmp_path)}), tmp_path / "run")
-    written(tmp_path, logits=np.ones((30, 3)))
+def test_a_run_is_not_resumed_with_another_file(tmp_path: Path) -> None:
+    run_unreported(settings(tmp_path, teacher={"outputs": write(tmp_path)}), tmp_path / "run")
+    write(tmp_path, logits=np.ones((30, 3)))
     with pytest.raises(
         CorrKDError, match=r"the file of teacher\.outputs has changed since the run began"
     ):
         resume(tmp_path / "run")
 
 
-def test_a_function_is_asked_once_about_all_training_samples(tmp_path: Path) -> None:
-    asked: list[Sequence[str]] = []
+def test_a_function_is_called_once_for_all_training_samples(tmp_path: Path) -> None:
+    requests: list[Sequence[str]] = []
 
     def teacher(ids: Sequence[str]) -> torch.Tensor:
-        asked.append(ids)
+        requests.append(ids)
         return torch.tensor(
             [[float(name.split("-")[1]), 0.0, 1.0] for name in ids], requires_grad=True
         )
 
     path = ask_teacher(teacher, settings(tmp_path), tmp_path / "asked.npz")
-    assert asked == [[f"clip-{i}" for i in range(30)]]
+    assert requests == [[f"clip-{i}" for i in range(30)]]
     experiment = prepare(settings(tmp_path, teacher={"outputs": path}))
-    made = answers(experiment, experiment.samples("train"), 0, tmp_path)
-    assert made.logits[:, 0].tolist() == list(range(30))
+    outputs = answers(experiment, experiment.samples("train"), 0, tmp_path)
+    assert outputs.logits[:, 0].tolist() == list(range(30))
     ask_teacher(
         lambda ids: (np.ones((len(ids), 2)), np.zeros((len(ids), 3))), settings(tmp_path), path
     )
-    kept = read_teacher_file(path).representation
-    assert kept is not None
-    assert kept.shape == (30, 2)
+    representation = read_teacher_file(path).representation
+    assert representation is not None
+    assert representation.shape == (30, 2)
     with pytest.raises(CorrKDError, match="logits: expected numbers of 30 samples"):
         ask_teacher(lambda ids: np.zeros((3, 3)), settings(tmp_path), path)
 
 
-def test_with_folds_of_its_own_a_seed_trains_on_valid_too(tmp_path: Path) -> None:
+def test_with_folds_a_seed_trains_on_valid_too(tmp_path: Path) -> None:
     resampled = {**data(tmp_path), "resample": {"folds": 3}}
-    tree = tiny(data=resampled, teacher={"outputs": written(tmp_path)})
+    tree = tiny(data=resampled, teacher={"outputs": write(tmp_path)})
     with pytest.raises(CorrKDError, match="15 of 45 training samples have no outputs: 'clip-30'"):
         corrkd.run(tree, tmp_path / "run")
-    tree["teacher"]["outputs"] = written(tmp_path, count=45)
+    tree["teacher"]["outputs"] = write(tmp_path, count=45)
     tree["student"] = {**tree["student"], "epochs": 1, "method": KL}
     run_unreported(tree, tmp_path / "run")
 
@@ -262,13 +259,13 @@ def test_a_score_may_have_one_axis(tmp_path: Path) -> None:
     write_teacher_file(tmp_path / "scores.npz", [f"clip-{i}" for i in range(30)], np.arange(30))
     tree["teacher"]["outputs"] = tmp_path / "scores.npz"
     experiment = prepare(load_settings(**tree))
-    made = answers(experiment, experiment.samples("train"), 0, tmp_path)
-    assert made.logits.tolist() == [[float(i)] for i in range(30)]
+    outputs = answers(experiment, experiment.samples("train"), 0, tmp_path)
+    assert outputs.logits.tolist() == [[float(i)] for i in range(30)]
 
 
 @pytest.mark.usefixtures("no_report")
-def test_a_comparison_trains_no_teacher_but_one_that_it_names(tmp_path: Path) -> None:
-    tree = settings(tmp_path, teacher={"outputs": str(written(tmp_path))}).model_dump(mode="json")
+def test_a_comparison_trains_no_teacher_unless_it_names_one(tmp_path: Path) -> None:
+    tree = settings(tmp_path, teacher={"outputs": str(write(tmp_path))}).model_dump(mode="json")
     plan_file = {
         "datasets": {"people": {"settings": tree}},
         "arms": ["kl", "no-distillation"],

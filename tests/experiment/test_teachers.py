@@ -1,4 +1,4 @@
-"""Several teachers: who is trained on whom, and what their answers together are."""
+"""Several teachers: the samples that each is trained on, and their pooled outputs."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ MENDED = {
 
 
 def people(path: Path) -> Path:
-    """Thirty training samples of ten people."""
-    person = np.array([f"p{place // 3}" for place in range(60)])
+    """Write a dataset with 30 training samples of ten people."""
+    person = np.array([f"p{i // 3}" for i in range(60)])
     return write_npz(path, {"language": 5, "audio": 3}, person=person)
 
 
@@ -66,7 +66,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Path]:
     return prepare(load_settings(**tree)), tmp / "run"
 
 
-def test_nobody_answers_for_people_that_it_was_trained_on(taught: tuple[Experiment, Path]) -> None:
+def test_no_teacher_is_used_for_people_it_was_trained_on(taught: tuple[Experiment, Path]) -> None:
     experiment, _ = taught
     samples = experiment.samples("train")
     person = experiment.dataset.split("train").groups["person"]
@@ -85,13 +85,13 @@ def test_nobody_answers_for_people_that_it_was_trained_on(taught: tuple[Experime
     assert divisions[0] != divisions[1]
 
 
-def test_a_teacher_out_of_fold_is_trained_on_its_rows_alone(
+def test_an_out_of_fold_teacher_is_trained_on_its_rows_alone(
     taught: tuple[Experiment, Path], tmp_path: Path
 ) -> None:
-    """With the labels of one fold turned round, its own teacher is the same to the bit, and the
-    others of that repeat are not.
+    """With other labels in one fold, its teacher is the same bit for bit, and the others of that
+    repeat are not.
     """
-    experiment, whole = taught
+    experiment, original = taught
     names = {m.name for m in members(experiment.settings.teacher)}
     assert names == {f"teacher-{repeat}-{fold}" for repeat in range(2) for fold in range(3)}
     samples = experiment.samples("train")
@@ -105,14 +105,14 @@ def test_a_teacher_out_of_fold_is_trained_on_its_rows_alone(
         experiment.settings.model_copy(update={"data": data}), tmp_path / "run", evaluate=False
     )
     same = {
-        name: (teachers_in(whole) / f"{name}.safetensors").read_bytes()
+        name: (teachers_in(original) / f"{name}.safetensors").read_bytes()
         == (teachers_in(tmp_path / "run") / f"{name}.safetensors").read_bytes()
         for name in ("teacher-0-0", "teacher-0-1", "teacher-0-2")
     }
     assert same == {"teacher-0-0": False, "teacher-0-1": True, "teacher-0-2": False}
 
 
-def test_the_outputs_are_of_teachers_that_have_not_met_the_person(
+def test_the_outputs_come_from_teachers_that_were_not_trained_on_the_person(
     taught: tuple[Experiment, Path],
 ) -> None:
     """Logits: the mean response. Representations: the first repeat's, rotated towards the teacher's
@@ -120,10 +120,10 @@ def test_the_outputs_are_of_teachers_that_have_not_met_the_person(
     """
     experiment, folder = taught
     samples, folder = experiment.samples("train"), teachers_in(folder)
-    made = answers(experiment, samples, 0, folder)
-    whole = teacher_outputs(load_network(folder / TEACHER).network, samples).representation
+    pooled = answers(experiment, samples, 0, folder)
+    target = teacher_outputs(load_network(folder / TEACHER).network, samples).representation
     responses = torch.zeros(2, 30, 3)
-    by = torch.zeros(30, dtype=torch.int64)
+    answered_by = torch.zeros(30, dtype=torch.int64)
     for repeat in range(2):
         logits = torch.zeros(30, 3)
         for member in [m for m in members(experiment.settings.teacher) if m.repeat == repeat]:
@@ -131,11 +131,11 @@ def test_the_outputs_are_of_teachers_that_have_not_met_the_person(
             output = teacher_outputs(load_network(folder / member.name).network, samples)
             logits[rows] = output.logits[rows]
             if repeat == 0:
-                by[rows] = member.fold or 0
-                raw, rotated = output.representation[rows], made.representation[rows]
+                answered_by[rows] = member.fold or 0
+                raw, rotated = output.representation[rows], pooled.representation[rows]
                 torch.testing.assert_close(raw @ raw.T, rotated @ rotated.T, atol=1e-3, rtol=1e-3)
                 rotation, _ = orthogonal_procrustes(
-                    output.representation[trained].numpy(), whole[trained].numpy()
+                    output.representation[trained].numpy(), target[trained].numpy()
                 )
                 torch.testing.assert_close(
                     rotated, raw @ torch.tensor(rotation), atol=1e-3, rtol=1e-3
@@ -143,12 +143,14 @@ def test_the_outputs_are_of_teachers_that_have_not_met_the_person(
         responses[repeat] = (logits / fit_temperature(logits, samples.targets)).softmax(-1)
     mean = responses.mean(0).log()
     expected = mean / fit_temperature(mean, samples.targets)
-    torch.testing.assert_close(made.logits.softmax(-1), expected.softmax(-1), atol=1e-5, rtol=1e-4)
-    assert made.answered_by is not None
-    assert torch.equal(made.answered_by, by)
+    torch.testing.assert_close(
+        pooled.logits.softmax(-1), expected.softmax(-1), atol=1e-5, rtol=1e-4
+    )
+    assert pooled.answered_by is not None
+    assert torch.equal(pooled.answered_by, answered_by)
 
 
-def test_a_rotation_brings_one_space_onto_another() -> None:
+def test_procrustes_rotates_one_space_onto_another() -> None:
     random = torch.Generator().manual_seed(0)
     target = torch.randn(40, 6, generator=random)
     turn = torch.linalg.qr(torch.randn(6, 6, generator=random))[0]
@@ -159,19 +161,19 @@ def test_a_rotation_brings_one_space_onto_another() -> None:
     torch.testing.assert_close(rotation @ rotation.T, torch.eye(6), atol=1e-5, rtol=1e-5)
 
 
-def test_one_teacher_is_what_it_was(tmp_path: Path) -> None:
+def test_a_single_teacher_is_used_as_it_is(tmp_path: Path) -> None:
     experiment = experiment_of(tmp_path, epochs=1)
     assert [m.name for m in members(experiment.settings.teacher)] == [TEACHER]
     corrkd.run(experiment.settings, tmp_path / "run", evaluate=False)
     samples = experiment.samples("train")
-    said = answers(experiment, samples, 0, teachers_in(tmp_path / "run"))
+    outputs = answers(experiment, samples, 0, teachers_in(tmp_path / "run"))
     alone = teacher_outputs(load_network(teachers_in(tmp_path / "run") / TEACHER).network, samples)
-    assert torch.equal(said.logits, alone.logits)
-    assert torch.equal(said.representation, alone.representation)
-    assert said.answered_by is None
+    assert torch.equal(outputs.logits, alone.logits)
+    assert torch.equal(outputs.representation, alone.representation)
+    assert outputs.answered_by is None
 
 
-def test_several_on_all_samples_begin_with_the_teacher_and_a_fixed_temperature_divides(
+def test_repeats_include_the_teacher_and_a_fixed_temperature_divides_their_logits(
     tmp_path: Path,
 ) -> None:
     experiment = experiment_of(tmp_path, epochs=1, repeats=3, temperature=2.0)
@@ -182,19 +184,19 @@ def test_several_on_all_samples_begin_with_the_teacher_and_a_fixed_temperature_d
     ]
     corrkd.run(experiment.settings, tmp_path / "run", evaluate=False)
     folder, samples = teachers_in(tmp_path / "run"), experiment.samples("train")
-    each = [
+    all_logits = [
         teacher_outputs(load_network(folder / m.name).network, samples).logits
         for m in members(experiment.settings.teacher)
     ]
-    expected = torch.stack([(logits / 2).softmax(-1) for logits in each]).mean(0)
-    said = answers(experiment, samples, 0, folder)
-    torch.testing.assert_close(said.logits.softmax(-1), expected, atol=1e-5, rtol=1e-4)
+    expected = torch.stack([(logits / 2).softmax(-1) for logits in all_logits]).mean(0)
+    outputs = answers(experiment, samples, 0, folder)
+    torch.testing.assert_close(outputs.logits.softmax(-1), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_killed_run_goes_on_with_the_teachers_that_are_left(
+def test_a_killed_run_continues_with_the_remaining_teachers(
     taught: tuple[Experiment, Path], tmp_path: Path
 ) -> None:
-    experiment, whole = taught
+    experiment, full = taught
     corrkd.run(experiment.settings, tmp_path / "run", evaluate=False)
     seed = dataset_in(tmp_path / "run") / "seed-0"
     for arm, name in (("teacher", "teacher-1-2"), ("student", "student")):
@@ -202,7 +204,7 @@ def test_a_killed_run_goes_on_with_the_teachers_that_are_left(
             (seed / arm / f"{name}.{kind}").unlink()
         (seed / arm / "cost.json").unlink()
     resume(tmp_path / "run", evaluate=False)
-    models = [contents(run, "people/seed-0/*/*.safetensors") for run in (whole, tmp_path / "run")]
+    models = [contents(run, "people/seed-0/*/*.safetensors") for run in (full, tmp_path / "run")]
     assert_same(*models)
 
 
@@ -213,9 +215,7 @@ OTHERS = [
 
 
 def test_teachers_of_other_networks_are_averaged_in(tmp_path: Path) -> None:
-    """A committee: the teacher's network out of three folds, another likewise, and a third trained
-    on all samples, twice.
-    """
+    """The teacher's network out of three folds, another likewise, and two of a third one."""
     experiment = experiment_of(tmp_path, epochs=1, folds=3, others=OTHERS)
     names = [m.name for m in members(experiment.settings.teacher)]
     assert names == [
@@ -241,12 +241,12 @@ def test_teachers_of_other_networks_are_averaged_in(tmp_path: Path) -> None:
             logits[rows] = outputs[member.name].logits[rows]
         responses.append(logits.softmax(-1))
     responses += [outputs[name].logits.softmax(-1) for name in names[6:]]
-    made = answers(experiment, samples, 0, folder)
+    pooled = answers(experiment, samples, 0, folder)
     torch.testing.assert_close(
-        made.logits.softmax(-1), torch.stack(responses).mean(0), atol=1e-5, rtol=1e-4
+        pooled.logits.softmax(-1), torch.stack(responses).mean(0), atol=1e-5, rtol=1e-4
     )
     alone = answers(experiment_of(tmp_path, epochs=1, folds=3), samples, 0, folder)
-    assert torch.equal(made.representation, alone.representation)
+    assert torch.equal(pooled.representation, alone.representation)
     (note,) = [line for line in arrangement(experiment) if "committee" in line]
     assert (
         "committee of 8 teachers per seed: 3 with the teacher's network, each trained on all but "
@@ -271,8 +271,8 @@ def test_weights_of_a_committee_are_fitted_out_of_fold(tmp_path: Path) -> None:
         network = load_network(folder / member.name).network
         logits[member.network, rows] = teacher_outputs(network, samples).logits[rows]
     pooled = log_pool(logits, fit_log_pool(logits, samples.targets))
-    made = answers(experiment, samples, 0, folder).logits
-    torch.testing.assert_close(made.softmax(-1), pooled.softmax(-1), atol=1e-5, rtol=1e-4)
+    result = answers(experiment, samples, 0, folder).logits
+    torch.testing.assert_close(result.softmax(-1), pooled.softmax(-1), atol=1e-5, rtol=1e-4)
     (note,) = [line for line in arrangement(experiment) if "committee" in line]
     assert (
         "The 2 responses to each sample are weighted, with weights fitted to the training labels;"
@@ -285,8 +285,8 @@ def test_fitted_weights_need_a_fitted_temperature() -> None:
         load_settings(**tiny(teacher={"folds": 3, "weights": "fit"}))
 
 
-def test_what_is_left_open_of_others_is_the_teacher_s(tmp_path: Path) -> None:
-    """In a file, too: the settings that a run keeps are read again as they were."""
+def test_unset_settings_of_others_are_those_of_the_teacher(tmp_path: Path) -> None:
+    """Also after the settings are written and read again."""
     changes = {"epochs": 7, "folds": 4, "repeats": 2, "others": OTHERS}
     settings = load_settings(**tiny(teacher=changes))
     assert settings.teacher.committee == [(4, 2), (4, 2), (None, 2)]
@@ -326,7 +326,9 @@ def test_what_is_left_open_of_others_is_the_teacher_s(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_is_one_line(teacher: dict[str, object], line: str, tmp_path: Path) -> None:
+def test_invalid_teachers_are_one_line_errors(
+    teacher: dict[str, object], line: str, tmp_path: Path
+) -> None:
     def check() -> None:
         experiment = experiment_of(tmp_path, **teacher)
         check_splits(experiment, run_arms(experiment))
@@ -336,7 +338,7 @@ def test_what_cannot_be_is_one_line(teacher: dict[str, object], line: str, tmp_p
     assert "\n" not in str(error.value)
 
 
-def test_a_fold_that_is_judged_chooses_no_epoch(tmp_path: Path) -> None:
+def test_no_epoch_is_selected_on_a_fold_that_is_tested(tmp_path: Path) -> None:
     data = {"path": str(people(tmp_path / "people.npz")), "synthetic": {}, "resample": {"folds": 2}}
     last = {"keep": "last"}
     tree = tiny(data=data, evaluation={"split": "valid"}, teacher=last, student=last)
@@ -363,26 +365,26 @@ def test_a_fold_that_is_judged_chooses_no_epoch(tmp_path: Path) -> None:
 def test_a_seed_normalises_by_its_own_training_split_and_keeps_the_target(tmp_path: Path) -> None:
     data = {"path": str(people(tmp_path / "people.npz")), "synthetic": {}, "resample": {"folds": 5}}
     experiment = prepare(load_settings(**tiny(data=data)))
-    one, other = experiment.at(0), experiment.at(1)
-    assert one.target is other.target is experiment.target
+    first, second = experiment.at(0), experiment.at(1)
+    assert first.target is second.target is experiment.target
     assert not np.array_equal(
-        one.normalisation.center["audio"], other.normalisation.center["audio"]
+        first.normalisation.center["audio"], second.normalisation.center["audio"]
     )
-    assert len(one.samples("train")) + len(one.samples("valid")) == 45
+    assert len(first.samples("train")) + len(first.samples("valid")) == 45
     assert prepare(load_settings(**tiny())).at(3).dataset.name == "synthetic"
 
 
-def test_who_teaches_and_which_splits_there_are_is_said(
+def test_the_notes_describe_teachers_and_splits(
     taught: tuple[Experiment, Path], tmp_path: Path
 ) -> None:
     experiment, _ = taught
-    said = " ".join(notes(experiment, run_arms(experiment)))
+    text = " ".join(notes(experiment, run_arms(experiment)))
     assert (
         "learn from 6 teachers per seed, each trained on all but one of 3 folds by person and "
-        "used only for the samples of the fold left out" in said
+        "used only for the samples of the fold left out" in text
     )
-    assert "The 2 responses to each sample are averaged." in said
-    assert "The teachers' temperature: fitted to the training labels." in said
+    assert "The 2 responses to each sample are averaged." in text
+    assert "The teachers' temperature: fitted to the training labels." in text
     data = {"resample": {"folds": 5, "train": 10}}
     lines = arrangement(prepare(load_settings(**tiny(data=data, teacher={"repeats": 2}))))
     assert "Each seed draws its own 10 training samples." in lines
@@ -394,7 +396,7 @@ def test_who_teaches_and_which_splits_there_are_is_said(
     assert not arrangement(prepare(load_settings(**tiny())))
 
 
-def test_what_is_said_of_the_data_is_of_the_first_seed_s_splits(tmp_path: Path) -> None:
+def test_the_card_describes_the_splits_of_the_first_seed(tmp_path: Path) -> None:
     data = {
         "path": str(people(tmp_path / "people.npz")),
         "synthetic": {},

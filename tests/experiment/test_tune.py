@@ -39,17 +39,17 @@ def test_the_first_trial_is_the_defaults_and_the_best_is_kept(searched: Path) ->
     assert table["changes"][0] == "defaults"
     assert "method.kl.weight=" in table["changes"][1]
     plan = load_plan(searched / "tuned.yaml", data=["synthetic"])
-    found = plan.datasets["synthetic"].arms["kl"]
-    assert found.epochs == 1  # what was fixed stays
+    arm = plan.datasets["synthetic"].arms["kl"]
+    assert arm.epochs == 1  # fixed, not searched
     best = table.sort_values("score", ascending=False, kind="stable").iloc[0]
-    assert ("lr" in found.model_fields_set) == (best["trial"] != 0)
+    assert ("lr" in arm.model_fields_set) == (best["trial"] != 0)
     assert plan.search.startswith("3 trials an arm")
 
 
-def test_it_goes_on_and_comes_to_the_same(
+def test_a_stopped_search_continues_to_the_same_result(
     searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped in the second trial, it ends where the whole search ended."""
+    """Stopped in the second trial, it ends like the complete search."""
     run_jobs, calls = module.run_jobs, []
 
     def stopping(*arguments: Any, **more: Any) -> Any:
@@ -62,23 +62,23 @@ def test_it_goes_on_and_comes_to_the_same(
     with pytest.raises(KeyboardInterrupt):
         tune(settings(), KL, tmp_path / "out", trials=3)
     monkeypatch.setattr(module, "run_jobs", run_jobs)
-    found = carry_on(read_plan(tmp_path / "out"), tmp_path / "out", Reporter(quiet=True))
+    result = carry_on(read_plan(tmp_path / "out"), tmp_path / "out", Reporter(quiet=True))
     assert (tmp_path / "out" / "tuned.yaml").read_text() == (searched / "tuned.yaml").read_text()
-    pd.testing.assert_frame_equal(found.trials, read_csv(searched / "trials.csv"))
-    assert f"{100 * found.trials['score'].max():.2f}" in table_text(found)
+    pd.testing.assert_frame_equal(result.trials, read_csv(searched / "trials.csv"))
+    assert f"{100 * result.trials['score'].max():.2f}" in table_text(result)
 
 
-def test_the_test_split_is_never_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, make = [], batches.Samples.__init__
+def test_the_test_split_is_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first_ids, make = [], batches.Samples.__init__
 
-    def watching(self: batches.Samples, split: Any, *given: Any, **more: Any) -> None:
-        seen.append(str(split.ids[0]))
-        make(self, split, *given, **more)
+    def recorded(self: batches.Samples, split: Any, *arguments: Any, **options: Any) -> None:
+        first_ids.append(str(split.ids[0]))
+        make(self, split, *arguments, **options)
 
-    monkeypatch.setattr(batches.Samples, "__init__", watching)
+    monkeypatch.setattr(batches.Samples, "__init__", recorded)
     tune(settings(), {"no-distillation": ArmSettings(epochs=1)}, tmp_path / "out", trials=1)
-    assert seen
-    assert not [name for name in seen if name.startswith("test")]
+    assert first_ids
+    assert not [name for name in first_ids if name.startswith("test")]
 
 
 def test_other_settings_need_another_folder(searched: Path) -> None:
@@ -88,7 +88,7 @@ def test_other_settings_need_another_folder(searched: Path) -> None:
         tune(settings(), {"kl": ArmSettings(epochs=1, lr=ArmSettings().lr)}, searched, trials=3)
 
 
-def test_what_is_searched() -> None:
+def test_the_search_space() -> None:
     run = load_settings(student={"lr": 0.002})
     corrkd = space(resolve("corrkd", ArmSettings(), run))
     assert corrkd["lr"] == Range(0.0005, 0.008, log=True)
@@ -121,9 +121,9 @@ def test_dotted_keys_become_nested() -> None:
 def test_a_trial_that_fails_has_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "space", lambda arm: {"lr": Range(1e29, 1e30, log=True)})
     arms = {"no-distillation": ArmSettings(epochs=1, clip_norm=None)}
-    found = tune(settings(), arms, tmp_path / "out", trials=2)
-    assert found.trials["score"].isna().tolist() == [False, True]
-    assert found.best == {"no-distillation": {}}
+    result = tune(settings(), arms, tmp_path / "out", trials=2)
+    assert result.trials["score"].isna().tolist() == [False, True]
+    assert result.best == {"no-distillation": {}}
     monkeypatch.setattr(
         module, "run_jobs", lambda jobs, *_, **__: [Failure(job, "no") for job in jobs]
     )
@@ -131,7 +131,7 @@ def test_a_trial_that_fails_has_no_score(tmp_path: Path, monkeypatch: pytest.Mon
         tune(settings(), arms, tmp_path / "other", trials=1)
 
 
-def test_a_folder_of_others_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(CorrKDError, match="contains other files and no run"):
         tune(settings(), KL, tmp_path, trials=1)

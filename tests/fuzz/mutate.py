@@ -1,4 +1,4 @@
-"""Mutations of valid files by a seeded generator, for the fuzz targets of every reader."""
+"""Mutations of valid files by a seeded generator, for the fuzz targets of all readers."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def replace_number(data: bytes, rng: random.Random, others: Sequence[bytes] = ()
 
 MUTATIONS: tuple[Callable[[bytes, random.Random, Sequence[bytes]], bytes], ...] = (
     *(flip, insert, delete, duplicate, splice),
-    *(replace_number, replace_number),  # what parses is what gets furthest
+    *(replace_number, replace_number),  # files that parse get furthest
 )
 
 

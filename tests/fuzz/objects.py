@@ -1,6 +1,4 @@
-"""Mutations of what a file holds, where mutated bytes would hardly ever be a file of the same
-format again.
-"""
+"""Mutations of a file's contents, for formats in which mutated bytes are rarely a valid file."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ VALUES: tuple[Callable[[random.Random], Any], ...] = (
 
 
 def mutated(value: Any, rng: random.Random, depth: int = 0) -> Any:
-    """Return a copy of dicts, lists and arrays in which something, somewhere, is another thing."""
+    """Return a copy of dicts, lists and arrays with one value dropped, added or replaced."""
     if isinstance(value, dict) and value and (depth == 0 or rng.random() < 0.9):
         return _mutated_dict(dict(value), rng, depth)
     if isinstance(value, list | tuple) and value and rng.random() < 0.85:
@@ -99,7 +97,7 @@ def _mutated_array(value: np.ndarray, rng: random.Random) -> np.ndarray:
 
 
 def write_h5(path: Any, arrays: dict[str, Any]) -> None:
-    """Write what HDF5 can hold of a dict of arrays."""
+    """Write the arrays of a dict that HDF5 can store."""
     with h5py.File(path, "w") as file:
         for key, values in arrays.items():
             try:

@@ -1,5 +1,5 @@
-"""Mutated files of others' making: each is read, or refused by one short line. 50 cases a target,
-2,000 among the slow tests.
+"""Mutated settings, models and run folders: each is read, or refused in one short line; 50 cases a
+target, 2,000 in the slow tests.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from tests.serve.conftest import student
 
 @dataclass(frozen=True)
 class Target:
-    """Valid files by name, in a folder; what is read of the folder; and what makes a mutated file
-    pass for whole where a sum guards it.
+    """Valid files by name, the function that reads their folder, and one that repairs the checksums
+    of mutated files.
     """
 
     files: dict[str, bytes]
     read: Callable[[Path], object]
-    mended: Callable[[dict[str, bytes]], dict[str, bytes]] = lambda files: files
+    repaired: Callable[[dict[str, bytes]], dict[str, bytes]] = lambda files: files
 
 
 def folder_files(folder: Path, *names: str) -> dict[str, bytes]:
@@ -58,7 +58,7 @@ def folder_files(folder: Path, *names: str) -> dict[str, bytes]:
 
 def settings_target(tmp: Path) -> Target:
     files = {"preset.yaml": preset_text("corrkd-plus").encode()}
-    files["whole.yaml"] = load_settings(**tiny()).to_yaml().encode()
+    files["settings.yaml"] = load_settings(**tiny()).to_yaml().encode()
     return Target(files, lambda folder: [load_settings(path) for path in folder.glob("*.yaml")])
 
 
@@ -93,7 +93,7 @@ def card_target(tmp: Path) -> Target:
     del card[DIGEST]
     (tmp / "student.json").write_text(json_text(card))
 
-    def mended(files: dict[str, bytes]) -> dict[str, bytes]:
+    def repaired(files: dict[str, bytes]) -> dict[str, bytes]:
         sums = (
             hashlib.sha256(data).hexdigest().encode()
             for data in (tensors, files["student.safetensors"])
@@ -102,21 +102,19 @@ def card_target(tmp: Path) -> Target:
 
     files = folder_files(tmp, "student.json", "student.safetensors")
     tensors = files["student.safetensors"]
-    return Target(files, lambda folder: load_network(folder / "student"), mended)
+    return Target(files, lambda folder: load_network(folder / "student"), repaired)
 
 
 def converted_target(tmp: Path) -> Target:
     path = tmp / "x.safetensors"
     convert(make_dataset(), path)
-    whole = path.read_bytes()
-    start = 8 + int.from_bytes(whole[:8], "little")
-    header = json.loads(whole[8:start])
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
     about = header["__metadata__"].pop("corrkd").encode()
 
-    def mended(files: dict[str, bytes]) -> dict[str, bytes]:
-        """The metadata, a text within a text, goes into the header, and the header's length before
-        it.
-        """
+    def repaired(files: dict[str, bytes]) -> dict[str, bytes]:
+        """Put the metadata into the header, as a text within a text, and its length before it."""
         text = files["header"].replace(
             b'"__metadata__": {}',
             b'"__metadata__": {"corrkd": %s}'
@@ -124,9 +122,9 @@ def converted_target(tmp: Path) -> Target:
         )
         return {"x.safetensors": len(text).to_bytes(8, "little") + text + files["tensors"]}
 
-    files = {"about": about, "header": json.dumps(header).encode(), "tensors": whole[start:]}
+    files = {"about": about, "header": json.dumps(header).encode(), "tensors": content[start:]}
     return Target(
-        files, lambda folder: load_dataset(folder / "x.safetensors", targets=False), mended
+        files, lambda folder: load_dataset(folder / "x.safetensors", targets=False), repaired
     )
 
 
@@ -139,9 +137,9 @@ def run_target(tmp: Path) -> Target:
     def read(folder: Path) -> None:
         plain_report(folder)
         for run in open_datasets(folder).values():
-            for part in (method_counts, RunFolder.costs, RunFolder.history, tables.data):
+            for reader in (method_counts, RunFolder.costs, RunFolder.history, tables.data):
                 try:
-                    part(run)
+                    reader(run)
                 except AbsentError as error:
                     str(error)
 
@@ -155,13 +153,13 @@ def checkpoint_target(tmp: Path) -> Target:
     }
     save_checkpoint(tmp / "a.ckpt", {"method": {"w": torch.arange(64.0)}, "optimizer": optimizer})
 
-    def mended(files: dict[str, bytes]) -> dict[str, bytes]:
+    def repaired(files: dict[str, bytes]) -> dict[str, bytes]:
         return {"a.ckpt": hashlib.sha256(files["a.ckpt"][32:]).digest() + files["a.ckpt"][32:]}
 
     return Target(
         folder_files(tmp, "a.ckpt"),
         lambda folder: load_checkpoint(folder / "a.ckpt", torch.device("cpu")),
-        mended,
+        repaired,
     )
 
 
@@ -179,14 +177,14 @@ def manifest_target(tmp: Path) -> Target:
 def budget_target(tmp: Path) -> Target:
     budget = Budget(epochs=8, scores={4: 0.5, 8: 0.625}, seed=1).model_dump(mode="json")
 
-    def mended(files: dict[str, bytes]) -> dict[str, bytes]:
+    def repaired(files: dict[str, bytes]) -> dict[str, bytes]:
         try:
             tree = json.loads(files["budget.json"])
             return {"budget.json": json.dumps(with_digest(tree)).encode()}
         except (ValueError, AttributeError, RecursionError):
             return files
 
-    return Target({"budget.json": json_text(budget).encode()}, read_budget, mended)
+    return Target({"budget.json": json_text(budget).encode()}, read_budget, repaired)
 
 
 def zoo_target(tmp: Path) -> Target:
@@ -213,14 +211,14 @@ def test_a_mutated_file_is_read_or_refused_in_one_line(
     (tmp_path / "valid").mkdir()
     (tmp_path / "mutated").mkdir()
     target = TARGETS[name](tmp_path / "valid")
-    write(tmp_path / "mutated", target.mended(target.files))
+    write(tmp_path / "mutated", target.repaired(target.files))
     target.read(tmp_path / "mutated")
     outcomes = {"read": 0, "refused": 0}
     for case in range(cases):
         rng = random.Random(f"{name} {case}")
         changed = rng.choice(sorted(target.files))
         mutated = mutate(target.files[changed], rng, list(target.files.values()))
-        write(tmp_path / "mutated", target.mended({**target.files, changed: mutated}))
+        write(tmp_path / "mutated", target.repaired({**target.files, changed: mutated}))
         try:
             with warnings.catch_warnings(action="ignore"):
                 target.read(tmp_path / "mutated")

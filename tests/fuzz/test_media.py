@@ -20,7 +20,7 @@ from tests.command import _processes
 from tests.media.clips import tone, with_face, write_clip
 
 ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".wav", ".mp3", ".ogg", ".flac")
-LONGEST = 120.0  # seconds that a file may take before it counts as one that hangs
+LONGEST = 120.0  # seconds after which a file counts as hanging
 HEADER = 300  # bytes in which most of a container's declarations lie
 
 
@@ -31,9 +31,9 @@ def valid_files() -> dict[str, bytes]:
         pictures = [with_face(0.45), with_face(0.5), with_face(0.55)]
         files = {}
         for ending in ENDINGS:
-            shown = pictures if ending in ENDINGS[:4] else ()
+            images = pictures if ending in ENDINGS[:4] else ()
             files[ending] = write_clip(
-                Path(folder) / f"clip{ending}", shown, tone(0.3)
+                Path(folder) / f"clip{ending}", images, tone(0.3)
             ).read_bytes()
         return files
 
@@ -64,9 +64,7 @@ def damaged(number: int) -> tuple[str, bytes]:
 
 
 def extract_damaged(number: int, folder: Path) -> str | None:
-    """Extract a damaged recording in a folder of its own; return the line of its error, None where
-    it has features.
-    """
+    """Extract a damaged recording into a folder; return its error, or None if it has features."""
     ending, data = damaged(number)
     recording, file = folder / "in" / f"{number}{ending}", folder / "out" / f"{number}.npz"
     recording.write_bytes(data)
@@ -78,9 +76,7 @@ def extract_damaged(number: int, folder: Path) -> str | None:
 
 
 def check_damaged(numbers: range, folder: Path) -> dict[int, str | None]:
-    """Extract damaged recordings in a process of its own, one after the other, and return the line
-    of each.
-    """
+    """Extract damaged recordings one by one in a separate process, and return the error of each."""
     for name in ("in", "out", "temp"):
         (folder / name).mkdir()
     lines: dict[int, str | None] = {}
@@ -108,8 +104,8 @@ def check_damaged(numbers: range, folder: Path) -> dict[int, str | None]:
     return lines
 
 
-def test_recordings_that_are_not_damaged_have_features(tmp_path: Path) -> None:
-    """So that what the damaged ones show is of the damage."""
+def test_undamaged_recordings_have_features(tmp_path: Path) -> None:
+    """So errors of the others are due to the damage."""
     for ending, data in valid_files().items():
         recording, file = tmp_path / f"clip{ending}", tmp_path / f"clip{ending}.npz"
         recording.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Mutated datasets: each is read, or refused by one short line. 25 cases a target, 2,000 among the
+"""Mutated datasets: each is read, or refused in one short line; 25 cases a target, 2,000 in the
 slow tests.
 """
 
@@ -51,7 +51,7 @@ def named() -> dict[str, Any]:
 
 
 def pickled(make: Callable[[], Any]) -> Target:
-    """Half of the cases mutate what is pickled, half its bytes."""
+    """Mutate the pickled objects, and in half of the cases the bytes."""
 
     def write(folder: Path, rng: random.Random) -> Path:
         data = make()
@@ -65,7 +65,7 @@ def pickled(make: Callable[[], Any]) -> Target:
 
 
 def stored(suffix: str, write: Callable[[Path, dict[str, Any]], object]) -> Target:
-    """The same of named arrays in a file."""
+    """Mutate named arrays, and in half of the cases the bytes of their file."""
 
     def target(folder: Path, rng: random.Random) -> Path:
         data, path = named(), folder / f"set{suffix}"
@@ -119,8 +119,8 @@ def _array(value: Any) -> Any:
 
 def utterances(make: Callable[[Path], object], pattern: str) -> Target:
     def write(folder: Path, rng: random.Random) -> Path:
-        made = make(folder)
-        path = made[0] if isinstance(made, tuple) else next(folder.glob("*.npz"))
+        result = make(folder)
+        path = result[0] if isinstance(result, tuple) else next(folder.glob("*.npz"))
         victim = path if rng.random() < 0.6 else rng.choice(sorted(folder.glob(pattern)))
         if victim.suffix == ".pkl" and rng.random() < 0.6:
             victim.write_bytes(pickle.dumps(mutated(pickle.loads(victim.read_bytes()), rng)))
@@ -141,8 +141,8 @@ def folder_of_lists(folder: Path, rng: random.Random) -> Path:
     data: dict[str, Any] = mag("vectors")
     victim = rng.choice(list(data))
     data[victim] = mutated(data[victim], rng)
-    for split, part in data.items():
-        content = pickle.dumps(part)
+    for split, samples in data.items():
+        content = pickle.dumps(samples)
         (folder / f"{split}.pkl").write_bytes(
             mutate(content, rng) if split == victim and rng.random() < 0.4 else content
         )
@@ -167,7 +167,7 @@ def clip() -> dict[str, Any]:
 
 
 def table(suffix: str, write: Callable[[pd.DataFrame, Path], object]) -> Target:
-    """A table, some of whose cells and bytes are mutated."""
+    """Mutate cells of a table, and in half of the cases the bytes of its file."""
 
     def target(folder: Path, rng: random.Random) -> Path:
         frame, path = frame_of(records()).astype(object), folder / f"set{suffix}"
@@ -184,7 +184,7 @@ def table(suffix: str, write: Callable[[pd.DataFrame, Path], object]) -> Target:
 
 
 def save_to_disk(frame: pd.DataFrame, folder: Path) -> None:
-    """What `datasets` writes, without it."""
+    """Write the files that `datasets` writes."""
     content = pa.Table.from_pandas(frame, preserve_index=False)
     folder.mkdir()
     with (
@@ -220,7 +220,7 @@ TARGETS: dict[str, Target] = {
 
 
 def check(target: Target, tmp_path: Path, seed: int) -> bool:
-    """Whether a mutated dataset is read; one that is not ends in one short line."""
+    """Return whether a mutated dataset is read; else its error must be one short line."""
     rng = random.Random(seed)
     folder = tmp_path / str(seed)
     folder.mkdir()
@@ -232,7 +232,7 @@ def check(target: Target, tmp_path: Path, seed: int) -> bool:
         OverflowError,
         UnicodeError,
         pa.ArrowException,
-    ):  # what the formats' own writers do not write
+    ):  # the formats' writers refuse them
         return False
     vectors, folds = glove(folder / "glove.txt"), folder / "folds.json"
     label = rng.choice([None, None, "0", "questions:ratings@0.5", "happy", "sentiment", "emo,val"])

@@ -1,5 +1,5 @@
-"""A condition of another package: one class, through a run, its report, later evaluations, masks in
-a file and predictions.
+"""A condition of another package in a run, its report, later evaluations, masks in a file and
+predictions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ONCE = {"epochs": 1}
 
 
 class Every(Condition):
-    """Each K-th frame of every modality is missing: "every-2" leaves half of them."""
+    """Each K-th frame of every modality is missing: "every-2" keeps half of them."""
 
     kind = "every"
     meaning = "each K-th frame missing (every)"
@@ -114,7 +114,7 @@ def test_from_a_run_to_predictions(done: corrkd.Run, tmp_path: Path) -> None:
     )
 
 
-def test_its_settings_are_its_own(tmp_path: Path) -> None:
+def test_its_settings_are_validated(tmp_path: Path) -> None:
     for value, problem in (
         (["two"], r"evaluation\.conditions\.every\.0: input should be a valid integer"),
         ([0], "every-0"),
@@ -124,7 +124,7 @@ def test_its_settings_are_its_own(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_modality_of_its_kind_s_name_is_refused_only_where_it_is_tested() -> None:
+def test_a_modality_named_like_a_condition_is_refused_only_where_that_is_tested() -> None:
     names = ("every", "other")
     assert condition("every", names).available == ("every",)
     standard_conditions(names, EvaluationSettings(), naturally_incomplete=False)
@@ -136,7 +136,7 @@ def test_a_modality_of_its_kind_s_name_is_refused_only_where_it_is_tested() -> N
         standard_conditions(("every-2", "other"), tested, naturally_incomplete=False)
 
 
-def test_a_report_without_the_package_is_one_line(
+def test_a_report_without_the_package_is_a_one_line_error(
     done: corrkd.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: ())

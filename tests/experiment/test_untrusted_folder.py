@@ -1,4 +1,4 @@
-"""A folder that somebody else made: what it says leads to nothing outside it."""
+"""A folder from another user: nothing in it leads outside it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from corrkd.experiment.runner import work
 from corrkd.experiment.settings import ArmSettings, load_settings
 from tests.experiment.conftest import tiny
 
-UNFIT = (
+INVALID = (
     "../victim",
     "/tmp/victim",
     "..",
@@ -49,52 +49,52 @@ def plan_tree(dataset: str = "mosi", method: str = "kl") -> dict[str, object]:
     return {"datasets": {dataset: {"settings": tiny(), "arms": methods}}, "budget": "fixed"}
 
 
-def received(out: Path, dataset: str = "mosi", method: str = "kl") -> Path:
-    """A plan as a comparison's folder keeps it."""
+def folder_with_plan(out: Path, dataset: str = "mosi", method: str = "kl") -> Path:
+    """Write a plan as a comparison stores it in its folder."""
     out.mkdir()
-    part = {"settings": tiny(), "arms": {"teacher": {}, method: {"method": "kl"}}}
+    dataset_plan = {"settings": tiny(), "arms": {"teacher": {}, method: {"method": "kl"}}}
     (out / "plan.yaml").write_text(
-        yaml.safe_dump({"datasets": {dataset: part}}, allow_unicode=True)
+        yaml.safe_dump({"datasets": {dataset: dataset_plan}}, allow_unicode=True)
     )
     return out
 
 
-def own_plan(tmp_path: Path) -> Path:
+def users_plan(tmp_path: Path) -> Path:
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan_tree()))
     return tmp_path / "plan.yaml"
 
 
-def somebody_elses_run(folder: Path) -> dict[str, str]:
+def write_victim(folder: Path) -> dict[str, str]:
     (folder / "seed-0").mkdir(parents=True)
     for name in ("results.csv", "settings.yaml", "seed-0/student.json"):
         (folder / name).write_text("precious")
     return {str(p): p.read_text() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_starting_anew_deletes_nothing_outside_the_folder(tmp_path: Path) -> None:
-    before = somebody_elses_run(tmp_path / "victim")
-    out = received(tmp_path / "out", "../victim")
+def test_overwriting_deletes_nothing_outside_the_folder(tmp_path: Path) -> None:
+    before = write_victim(tmp_path / "victim")
+    out = folder_with_plan(tmp_path / "out", "../victim")
     with pytest.raises(CorrKDError, match=r"'\.\./victim': a name of a folder"):
-        compare(load_plan(own_plan(tmp_path)), out, overwrite=True)
+        compare(load_plan(users_plan(tmp_path)), out, overwrite=True)
     assert {path: Path(path).read_text() for path in before} == before
 
 
-def test_a_link_in_place_of_a_dataset_s_folder_is_not_followed(tmp_path: Path) -> None:
-    before = somebody_elses_run(tmp_path / "victim")
-    out = received(tmp_path / "out")
+def test_a_link_in_place_of_a_datasets_folder_is_not_followed(tmp_path: Path) -> None:
+    before = write_victim(tmp_path / "victim")
+    out = folder_with_plan(tmp_path / "out")
     (out / "mosi").symlink_to(tmp_path / "victim")
     for overwrite in (True, False):
         with pytest.raises(
             CorrKDError, match=r"mosi: is a link to another folder|changed since it was written"
         ):
-            compare(load_plan(own_plan(tmp_path)), out, overwrite=overwrite)
+            compare(load_plan(users_plan(tmp_path)), out, overwrite=overwrite)
     assert {path: Path(path).read_text() for path in before} == before
     assert {str(p) for p in (tmp_path / "victim").rglob("*") if p.is_file()} == before.keys()
 
 
 @pytest.mark.parametrize("name", [".lock", "mosi/seed-0/kl/log.txt", "mosi/seed-0/kl/progress"])
 def test_no_file_is_written_through_a_link(tmp_path: Path, name: str) -> None:
-    out = received(tmp_path / "out")
+    out = folder_with_plan(tmp_path / "out")
     (tmp_path / "precious").write_text("precious")
     (out / name).parent.mkdir(parents=True, exist_ok=True)
     (out / name).symlink_to(tmp_path / "precious")
@@ -104,8 +104,8 @@ def test_no_file_is_written_through_a_link(tmp_path: Path, name: str) -> None:
             with locked(out):
                 pass
         elif name.endswith("log.txt"):
-            part = DatasetPlan(settings=load_settings(**tiny()), arms={"kl": ArmSettings()})
-            work(Job(out / "mosi", part, "kl", 0))
+            dataset_plan = DatasetPlan(settings=load_settings(**tiny()), arms={"kl": ArmSettings()})
+            work(Job(out / "mosi", dataset_plan, "kl", 0))
         else:
             with FileReporter(out / name).task("training", 3):
                 pass
@@ -115,8 +115,8 @@ def test_no_file_is_written_through_a_link(tmp_path: Path, name: str) -> None:
     assert (tmp_path / "precious").read_text() == "precious"
 
 
-@pytest.mark.parametrize("name", UNFIT)
-def test_names_that_are_paths_are_refused_in_plans_and_received_ones(
+@pytest.mark.parametrize("name", INVALID)
+def test_names_that_are_paths_are_refused_in_plans_and_stored_plans(
     tmp_path: Path, name: str
 ) -> None:
     for number, arguments in enumerate(({"dataset": name}, {"method": name})):
@@ -124,18 +124,18 @@ def test_names_that_are_paths_are_refused_in_plans_and_received_ones(
         with pytest.raises(CorrKDError, match=": a name of a folder, which "):
             load_plan(tmp_path / "plan.yaml")
         with pytest.raises(CorrKDError, match=": a name of a folder, which "):
-            read_plan(received(tmp_path / str(number), **arguments))
+            read_plan(folder_with_plan(tmp_path / str(number), **arguments))
 
 
 @pytest.mark.parametrize("name", IN_USE)
-def test_a_dataset_is_not_called_as_what_the_comparison_writes(tmp_path: Path, name: str) -> None:
+def test_a_dataset_is_not_named_like_a_file_of_the_comparison(tmp_path: Path, name: str) -> None:
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan_tree(name)))
     with pytest.raises(CorrKDError, match="has another use for the name"):
         load_plan(tmp_path / "plan.yaml")
 
 
 @pytest.mark.parametrize("name", ["cost", "budget"])
-def test_a_method_is_not_called_as_a_file_beside_its_model(tmp_path: Path, name: str) -> None:
+def test_a_method_is_not_named_like_a_file_beside_its_model(tmp_path: Path, name: str) -> None:
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan_tree(method=name)))
     with pytest.raises(CorrKDError, match="lies beside the model"):
         load_plan(tmp_path / "plan.yaml")
@@ -151,13 +151,9 @@ def test_names_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
         load_plan(tmp_path / "plan.yaml")
 
 
-def test_an_edited_plan_is_not_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Even where the same edit is asked for: what is trained already was trained with the other
-    settings.
-    """
-    plan = load_plan(own_plan(tmp_path))
+def test_an_edited_plan_is_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models in the folder may have been trained with the settings before the edit."""
+    plan = load_plan(users_plan(tmp_path))
     out = tmp_path / "out"
     out.mkdir()
     (out / "plan.yaml").write_text(plan.to_yaml().replace("dropout: 0.1", "dropout: 0.2"))
