@@ -92,7 +92,7 @@ def test_the_loss_is_a_form_of_rcd() -> None:
     assert float(module(first, first, torch.tensor([0]))) == 0.0
 
 
-def test_the_extractor_hears_silence(tmp_path: Path) -> None:
+def test_the_extractor_measures_silence(tmp_path: Path) -> None:
     loudness = example("extractor")["Loudness"]()
     second = tone(1.0)
     sound = np.concatenate([second, np.zeros_like(second)])

@@ -48,7 +48,7 @@ def test_shapes(shapes: dict[str, tuple[int, int]], target: Target, shape: tuple
     assert logits.shape == (7, *shape)
 
 
-def test_one_modality_alone_is_refused() -> None:
+def test_a_single_modality_is_refused() -> None:
     with pytest.raises(CorrKDError, match="only a"):
         network({"a": (3, 2)})
 

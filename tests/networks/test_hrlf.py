@@ -79,7 +79,7 @@ def test_shapes(shapes: dict[str, tuple[int, int]], target: Target, shape: tuple
 
 
 def test_sizes_are_the_papers() -> None:
-    """With three modalities 3d, 2d, d, 2d, 3d; E_1 and E_2 hold two of each."""
+    """With three modalities 3d, 2d, d, 2d, 3d; E_1 and E_2 contain two of each."""
     net = network()
     assert [layer.out_features for layer in net.refinement] == [16, 8, 16, 24]
     assert net.scales == (48, 32, 8)

@@ -436,7 +436,7 @@ def test_reported_files_that_cannot_be_read(compared: Path, tmp_path: Path) -> N
         read_reported(tmp_path / "latin.csv", {DATASET: opened(compared)})
 
 
-def test_reported_needs_the_dataset_where_there_are_several(compared: Path, tmp_path: Path) -> None:
+def test_reported_rows_need_a_dataset_if_there_are_several(compared: Path, tmp_path: Path) -> None:
     runs = {"invented": opened(compared), "other": opened(compared)}
     (tmp_path / "reported.csv").write_text(HEAD + "a,average,accuracy,61,s\n", encoding="utf-8")
     with pytest.raises(

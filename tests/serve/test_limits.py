@@ -438,9 +438,7 @@ def test_pages_of_other_sites_get_nothing() -> None:
             encoded = {name.replace("_", "-"): value for name, value in headers.items()}
             return httpx.get(f"{service.url}{path}", headers=encoded).status_code
 
-        assert (
-            get("/v1/model", host="evil.example") == 421
-        )  # whose name was pointed at this address
+        assert get("/v1/model", host="evil.example") == 421  # its name resolves to this address
         assert get("/", host="evil.example") == 421
         assert get("/healthz", host="evil.example") == 200
         assert get("/v1/model", host="predict.example") == 200

@@ -54,7 +54,7 @@ def test_switching_a_modality_off_by_mouse(page: Page) -> None:
     assert "off=language" in page.browser.current_url
 
 
-def test_by_keyboard_alone(page: Page) -> None:
+def test_keyboard_navigation(page: Page) -> None:
     page.browser.execute_script("document.activeElement.blur()")
     reached: list[str] = []
     for _ in range(12):

@@ -589,7 +589,7 @@ def test_killed_at_the_output(
     assert files_in(tmp_path) == [out.name]
 
 
-def test_killed_with_the_output_in_place(
+def test_killed_after_writing_the_output(
     model: Path, data: Path, uninterrupted: Mapping[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "p.csv"

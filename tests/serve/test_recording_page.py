@@ -119,7 +119,7 @@ def test_switching_streams_off_by_keyboard_until_it_guesses(page: Visit, clip: P
     assert not page.find("#stage").is_displayed()
 
 
-def test_a_text_alone_and_a_file_of_subtitles(page: Visit, tmp_path: Path) -> None:
+def test_text_only_and_a_subtitle_file(page: Visit, tmp_path: Path) -> None:
     assert not page.find("#predict-recording").is_enabled()
     (tmp_path / "said.vtt").write_text("WEBVTT\n\n00:00.100 --> 00:00.300\nso good\n")
     page.find("#clip-file").send_keys(str(tmp_path / "said.vtt"))

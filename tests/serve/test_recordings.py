@@ -126,7 +126,7 @@ def test_a_recording_is_predicted_as_by_the_command(
         assert effects["modalities"][m]["value"] == pytest.approx(effect.value, abs=1e-4)
 
 
-def test_sound_and_text_alone(service: Local, tmp_path: Path) -> None:
+def test_sound_only_and_text_only(service: Local, tmp_path: Path) -> None:
     sound = write_clip(tmp_path / "clip.wav", sound=tone(0.5))
     body = {"content": sound.read_bytes(), "headers": {"content-type": "audio/wav"}}
     result = httpx.post(f"{service.url}{MEDIA_PATH}", timeout=60, **body).json()

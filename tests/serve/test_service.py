@@ -520,7 +520,7 @@ def test_addresses_that_cannot_be_used(service: Running, served: Path, tmp_path:
 
 
 def test_sigterm_under_load_loses_no_accepted_request(served: Path, tmp_path: Path) -> None:
-    """Every accepted request is answered, and every response arrives completely."""
+    """Every accepted request gets a complete response."""
     with running(served, tmp_path / "log") as service:
         inputs = [as_json(s) for s in samples(4)]
         answered, refused, broken = [0] * 12, [0] * 12, []

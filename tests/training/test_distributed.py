@@ -34,7 +34,7 @@ from tests.command import START_METHOD
 from tests.conftest import make_dataset, make_samples, total
 
 N, FEATURES, WIDTH, CLASSES = 10, 5, 6, 3
-# Which rows of the joint batch each of the two processes holds.
+# The rows of the joint batch in each of the two processes.
 SHARDS: dict[str, list[list[int]]] = {
     "equal": [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]],
     "unequal": [[0, 1, 2], [3, 4, 5, 6, 7, 8, 9]],

@@ -88,7 +88,7 @@ def same(first: Trained, second: Trained) -> bool:
     )
 
 
-def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator_alone() -> None:
+def test_the_same_seed_gives_the_same_bits_and_keeps_the_global_generator() -> None:
     samples = make_samples(make_dataset())
     first = fit(corrkd(samples), samples)
     torch.manual_seed(77)
@@ -160,9 +160,7 @@ def test_the_last_epoch_is_kept_if_configured() -> None:
     assert all(torch.equal(trained.state[name], other.state[name]) for name in trained.state)
 
 
-def test_averaged_weights_are_the_running_average_of_the_steps_and_leave_the_training_alone() -> (
-    None
-):
+def test_averaged_weights_are_the_running_average_and_do_not_affect_training() -> None:
     samples = make_samples(make_dataset())
     name = [key for key, _ in fresh(samples).named_parameters()][-2]  # the last layer's weight
 
