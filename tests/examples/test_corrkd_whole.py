@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "corrkd_whole.py"
 
 
 @pytest.mark.slow
-def test_the_student_answers_better_than_its_teacher_where_language_is_missing() -> None:
+def test_the_student_beats_its_teacher_without_language() -> None:
     run = subprocess.run(
         [sys.executable, str(SCRIPT)],
         capture_output=True,
@@ -27,7 +27,7 @@ def test_the_student_answers_better_than_its_teacher_where_language_is_missing()
     assert student[1] > teacher[1] + 0.05
 
 
-def test_it_is_one_screen_without_code_of_experiments() -> None:
+def test_the_script_is_short_and_independent_of_experiments() -> None:
     text = SCRIPT.read_text()
     assert len(text.splitlines()) < 100
     assert "corrkd.experiment" not in text

@@ -1,4 +1,4 @@
-"""The examples of the page on extending: each runs, and does what it says."""
+"""The examples of the page on extending: each runs and does what it claims."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ RUN = ("dataset_from_code", "layout", "loss", "target", "network", "method", "te
 
 
 @pytest.fixture(autouse=True)
-def beside_each_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As `python examples/extending/NAME.py` in an empty folder."""
+def in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Set up a run as by `python examples/extending/NAME.py` in an empty folder."""
     monkeypatch.syspath_prepend(FOLDER)
     monkeypatch.setattr(sys, "argv", ["example"])
     monkeypatch.chdir(tmp_path)
@@ -39,12 +39,12 @@ def example(name: str) -> dict[str, Any]:
     return runpy.run_path(str(FOLDER / f"{name}.py"), run_name="example")
 
 
-def test_all_of_them_are_tested() -> None:
+def test_all_examples_are_tested() -> None:
     assert {path.stem for path in FOLDER.glob("*.py")} == {*RUN, "extractor"}
 
 
 @pytest.mark.parametrize("name", RUN)
-def test_it_runs(name: str, tmp_path: Path) -> None:
+def test_the_example_runs(name: str, tmp_path: Path) -> None:
     runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
     if name in ("method", "teacher"):
         (results,) = (tmp_path / "runs").glob("*/results.csv")
@@ -87,12 +87,12 @@ def test_the_loss_is_a_form_of_rcd() -> None:
     loss = example("loss")
     options = loss["MoreOptions"].model_validate({"rcd": {"form": "distance", "weight": 2.0}})
     module = options.rcd.make(2)
-    one, other = torch.tensor([[50.0, 0.0]]), torch.tensor([[0.0, 50.0]])
-    assert float(module(one, other, torch.tensor([0]))) == 2.0
-    assert float(module(one, one, torch.tensor([0]))) == 0.0
+    first, second = torch.tensor([[50.0, 0.0]]), torch.tensor([[0.0, 50.0]])
+    assert float(module(first, second, torch.tensor([0]))) == 2.0
+    assert float(module(first, first, torch.tensor([0]))) == 0.0
 
 
-def test_the_extractor_hears_silence(tmp_path: Path) -> None:
+def test_the_extractor_measures_silence(tmp_path: Path) -> None:
     loudness = example("extractor")["Loudness"]()
     second = tone(1.0)
     sound = np.concatenate([second, np.zeros_like(second)])
@@ -113,7 +113,7 @@ PAGE = {kind: f"page:{class_.partition(':')[2]}" for kind, class_ in EXAMPLES.it
 
 
 @pytest.mark.parametrize("classes", [EXAMPLES, PAGE], ids=["examples", "page"])
-def test_they_work_as_entry_points(
+def test_examples_work_as_entry_points(
     classes: dict[str, str], offer: Offer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A run with target, network, method and condition by their names."""

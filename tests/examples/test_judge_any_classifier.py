@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "judge_any_classifier.py"
 
 
 @pytest.mark.slow
-def test_a_classifier_loses_with_what_it_does_not_see(tmp_path: Path) -> None:
+def test_the_f1_falls_with_missing_modalities(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, str(SCRIPT)],
         capture_output=True,

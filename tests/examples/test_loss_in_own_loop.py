@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "loss_in_own_loop.py"
 
 
 @pytest.mark.slow
-def test_prints_a_loss_that_falls() -> None:
+def test_prints_a_falling_loss() -> None:
     run = subprocess.run(
         [sys.executable, str(SCRIPT)],
         capture_output=True,

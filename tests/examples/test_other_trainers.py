@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
     ("script", "needs"),
     [("lightning_module.py", ["lightning"]), ("hf_trainer.py", ["transformers", "accelerate"])],
 )
-def test_the_student_does_without_a_modality_better_than_its_teacher(
+def test_the_student_beats_its_teacher_without_a_modality(
     script: str, needs: list[str], tmp_path: Path
 ) -> None:
     for package in needs:
@@ -30,10 +30,10 @@ def test_the_student_does_without_a_modality_better_than_its_teacher(
         cwd=tmp_path,
     )
     assert run.code == 0, run.err
-    found = re.findall(
+    lines = re.findall(
         r"^(\w+): accuracy (\d\.\d+), without the first modality (\d\.\d+)$", run.out, re.MULTILINE
     )
-    accuracy = {name: (float(complete), float(without)) for name, complete, without in found}
+    accuracy = {name: (float(complete), float(without)) for name, complete, without in lines}
     assert set(accuracy) == {"teacher", "student"}
     assert accuracy["student"][1] > accuracy["teacher"][1]
     assert accuracy["student"][0] > accuracy["teacher"][0] - 0.05

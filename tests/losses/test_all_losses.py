@@ -1,5 +1,5 @@
-"""What holds for all losses: finite everywhere, full precision, no look at the data, torch
-alone.
+"""Properties of all losses: finite values and gradients, full precision, no synchronisation with
+the device, no import but torch.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SCALES = [6, 4, 2]  # of HRLF's representations, side by side
 
 
 def make(name: str) -> Loss:
-    """A loss of (student, teacher, labels); K = 3."""
+    """Return a loss of (student, teacher, labels); K = 3."""
     generator = torch.Generator().manual_seed(0)
     modules: dict[str, torch.nn.Module] = {
         "scd": SampleContrastiveDistillation(),
@@ -82,9 +82,7 @@ def make(name: str) -> Loss:
 
 
 def factorised(module: torch.nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
-    """FRF of three modalities: the student's vectors, and what might be made of them and the
-    teacher's.
-    """
+    """Return FRF of three modalities, with sums of both sides' vectors as reconstructions."""
     encoded, others = (x.unflatten(-1, (3, 4)) for x in (student, teacher))
     pairs = 0.5 * encoded[:, :, None] + others[:, None]
     loss: Tensor = module(encoded, pairs, encoded[..., :2], pairs[..., 2:])
@@ -92,7 +90,7 @@ def factorised(module: torch.nn.Module, student: Tensor, teacher: Tensor) -> Ten
 
 
 def inputs(width: int, kind: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Student, teacher, labels that a loss may stumble over."""
+    """Return student, teacher and labels, of a kind that a loss may fail on."""
     random = torch.Generator().manual_seed(4)
     n = 1 if kind == "one sample" else 6
     student, teacher = (torch.randn(n, width, generator=random) for _ in range(2))
@@ -155,7 +153,7 @@ def test_values_and_gradients_are_finite(
     for side in (student, teacher):
         assert side.grad is not None
         assert side.grad.isfinite().all()
-    # No gradient is blown up by a division by almost nothing.
+    # No gradient explodes from a division by almost zero.
     if kind.startswith("zero") and student.grad is not None:
         assert student.grad.abs().max() < 10
 
@@ -170,17 +168,17 @@ def test_autocast_changes_nothing(name: str, autocast: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", WIDTH)
-def test_float64_stays_and_agrees(name: str) -> None:
+def test_float64_is_kept_and_agrees_with_float32(name: str) -> None:
     student, teacher, labels = inputs(WIDTH[name], "plain")
     wide = make(name)(student.double(), teacher.double(), labels)
     assert wide.dtype == torch.float64
     torch.testing.assert_close(make(name)(student, teacher, labels), wide.float())
-    # A teacher kept in another precision meets the student's.
+    # A teacher in another precision is converted to the student's.
     assert make(name)(student.double(), teacher, labels).dtype == torch.float64
 
 
 @pytest.mark.parametrize("name", WIDTH)
-def test_several_batches_at_once(name: str) -> None:
+def test_batches_under_vmap(name: str) -> None:
     # vmap refuses whatever reads values back, so this also shows that no step waits for the device.
     loss = make(name)
     random = torch.Generator().manual_seed(0)
@@ -190,8 +188,8 @@ def test_several_batches_at_once(name: str) -> None:
     torch.testing.assert_close(torch.vmap(loss)(student, teacher, labels), each)
 
 
-def test_the_losses_load_torch_alone() -> None:
-    # What torch itself loads is its own affair.
+def test_the_losses_import_only_torch() -> None:
+    # Modules that torch itself imports do not count.
     code = """if True:
         import sys, torch
         before = set(sys.modules)
@@ -204,7 +202,7 @@ def test_the_losses_load_torch_alone() -> None:
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
-    for room in (
+    for module in (
         "corrkd.data",
         "corrkd.settings",
         "lightning_fabric",
@@ -213,10 +211,10 @@ def test_the_losses_load_torch_alone() -> None:
         "scipy",
         "sklearn",
     ):
-        assert room not in loaded
-    own = [name for name in loaded if name.startswith("corrkd.")]
-    assert "corrkd.losses.critics" in own
-    assert all(name.startswith(("corrkd.losses", "corrkd._version")) for name in own)
+        assert module not in loaded
+    submodules = [name for name in loaded if name.startswith("corrkd.")]
+    assert "corrkd.losses.critics" in submodules
+    assert all(name.startswith(("corrkd.losses", "corrkd._version")) for name in submodules)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tests.losses.strategies import Batch, batches, few
 
 
 def by_loops(student: Tensor, teacher: Tensor, labels: list[int]) -> float:
-    """The formula in plain Python."""
+    """Compute the formula in plain Python."""
     n, present = len(labels), sorted(set(labels))
     total = 0.0
     for k in present:
@@ -33,9 +33,9 @@ def _cosine(a: list[float], b: list[float]) -> float:
 
 @few
 @given(batches())
-def test_is_the_mean_over_samples_and_classes_present(batch: Batch) -> None:
+def test_is_the_mean_over_samples_and_present_classes(batch: Batch) -> None:
     loss = category_prototype_distillation(
-        batch.student, batch.teacher, batch.labels, batch.classes
+        batch.student, batch.teacher, batch.labels, batch.num_classes
     )
     assert loss.item() == pytest.approx(
         by_loops(batch.student, batch.teacher, batch.labels.tolist()), abs=1e-12
@@ -44,38 +44,38 @@ def test_is_the_mean_over_samples_and_classes_present(batch: Batch) -> None:
 
 @few
 @given(batches(min_size=2))
-def test_centred_it_is_the_same_of_representations_less_their_mean(batch: Batch) -> None:
-    loss = CategoryPrototypeDistillation(batch.classes, center=True)(
+def test_centring_subtracts_the_mean_representation(batch: Batch) -> None:
+    loss = CategoryPrototypeDistillation(batch.num_classes, center=True)(
         batch.student, batch.teacher, batch.labels
     )
     if len(batch.labels.unique()) == 1:  # the mean of all, less the mean: no direction
         assert loss.item() == 0.0
         return
-    less = [side - side.mean(0) for side in (batch.student, batch.teacher)]
-    assert loss.item() == pytest.approx(by_loops(*less, batch.labels.tolist()), abs=1e-9)
+    centred = [side - side.mean(0) for side in (batch.student, batch.teacher)]
+    assert loss.item() == pytest.approx(by_loops(*centred, batch.labels.tolist()), abs=1e-9)
 
 
 @few
 @given(st.one_of(batches(), batches(questions=True)), st.booleans())
-def test_the_teacher_s_prototypes_may_come_from_elsewhere(batch: Batch, center: bool) -> None:
+def test_the_teachers_prototypes_may_be_passed_in(batch: Batch, center: bool) -> None:
     n, width = batch.teacher.shape
     labels = batch.labels.reshape(n, -1)
     random = torch.Generator().manual_seed(3)
     prototypes = torch.randn(
-        n, labels.shape[1], batch.classes, width, generator=random, dtype=torch.float64
+        n, labels.shape[1], batch.num_classes, width, generator=random, dtype=torch.float64
     )
-    own = batch.student - batch.student.mean(0) if center else batch.student
+    student = batch.student - batch.student.mean(0) if center else batch.student
     expected = []
     for q, answers in enumerate(labels.T.tolist()):
         total, present = 0.0, sorted(set(answers))
         for k in present:
             rows = [i for i in range(n) if answers[i] == k]
-            prototype = (own[rows].mean(0) * (not center or len(rows) < n)).tolist()
+            prototype = (student[rows].mean(0) * (not center or len(rows) < n)).tolist()
             for i in range(n):
-                known = _cosine(batch.teacher[i].tolist(), prototypes[i, q, k].tolist())
-                total += (_cosine(own[i].tolist(), prototype) - known) ** 2
+                teacher_cosine = _cosine(batch.teacher[i].tolist(), prototypes[i, q, k].tolist())
+                total += (_cosine(student[i].tolist(), prototype) - teacher_cosine) ** 2
         expected.append(total / (n * len(present)))
-    loss = CategoryPrototypeDistillation(batch.classes, center=center)(
+    loss = CategoryPrototypeDistillation(batch.num_classes, center=center)(
         batch.student, batch.teacher, batch.labels, prototypes
     )
     assert loss.item() == pytest.approx(sum(expected) / len(expected), abs=1e-9)
@@ -84,7 +84,7 @@ def test_the_teacher_s_prototypes_may_come_from_elsewhere(batch: Batch, center: 
             batch.student,
             batch.teacher,
             batch.labels,
-            batch.classes,
+            batch.num_classes,
             teacher_prototypes=prototypes[:, :, :, :0],
         )
 
@@ -93,25 +93,25 @@ def test_the_teacher_s_prototypes_may_come_from_elsewhere(batch: Batch, center: 
 @given(
     st.one_of(batches(), batches(questions=True)), st.booleans(), st.booleans(), st.integers(0, 99)
 )
-def test_who_does_not_count_is_not_there(
-    batch: Batch, center: bool, elsewhere: bool, seed: int
+def test_uncounted_samples_change_nothing(
+    batch: Batch, center: bool, passed: bool, seed: int
 ) -> None:
     n, random = len(batch.student), torch.Generator().manual_seed(seed)
     counted = torch.rand(n, generator=random) < 0.6
-    asked = batch.labels[0].numel()
+    q = batch.labels[0].numel()
     prototypes = torch.randn(
-        n, asked, batch.classes, batch.teacher.shape[1], generator=random, dtype=torch.float64
+        n, q, batch.num_classes, batch.teacher.shape[1], generator=random, dtype=torch.float64
     )
-    loss = CategoryPrototypeDistillation(batch.classes, center=center)
-    given = (batch.student, batch.teacher, batch.labels, *([prototypes] if elsewhere else [None]))
-    found = loss(*given, counted)
+    loss = CategoryPrototypeDistillation(batch.num_classes, center=center)
+    arguments = (batch.student, batch.teacher, batch.labels, prototypes if passed else None)
+    masked = loss(*arguments, counted)
     if not counted.any():
-        assert found.item() == 0.0
+        assert masked.item() == 0.0
         return
-    left = [x if x is None else x[counted] for x in given]
-    torch.testing.assert_close(found, loss(*left), atol=1e-10, rtol=1e-9)
+    counted_only = [x if x is None else x[counted] for x in arguments]
+    torch.testing.assert_close(masked, loss(*counted_only), atol=1e-10, rtol=1e-9)
     with pytest.raises(ValueError, match="counted must be"):
-        loss(*given, counted.long())
+        loss(*arguments, counted.long())
 
 
 @few
@@ -126,7 +126,7 @@ def test_questions_are_averaged(batch: Batch) -> None:
 @given(st.one_of(batches(), batches(questions=True)))
 def test_order_of_the_batch_does_not_matter(batch: Batch) -> None:
     order = torch.arange(len(batch.student)).roll(1)
-    loss = CategoryPrototypeDistillation(batch.classes)
+    loss = CategoryPrototypeDistillation(batch.num_classes)
     torch.testing.assert_close(
         loss(batch.student[order], batch.teacher[order], batch.labels[order]),
         loss(batch.student, batch.teacher, batch.labels),
@@ -141,12 +141,12 @@ def test_only_angles_count(batch: Batch, seed: int, scale: float) -> None:
         width, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
     rotation, _ = torch.linalg.qr(random)
-    loss = CategoryPrototypeDistillation(batch.classes)
+    loss = CategoryPrototypeDistillation(batch.num_classes)
     expected = loss(batch.student, batch.teacher, batch.labels)
     torch.testing.assert_close(
         loss(scale * batch.student @ rotation, batch.teacher, batch.labels), expected
     )
-    # A teacher that is the student turned and stretched has nothing to tell.
+    # A teacher that is the student rotated and scaled gives zero.
     same = loss(batch.student, scale * batch.student @ rotation, batch.labels)
     assert same.item() == pytest.approx(0.0, abs=1e-20)
 
@@ -155,14 +155,14 @@ def test_only_angles_count(batch: Batch, seed: int, scale: float) -> None:
 @given(st.one_of(batches(min_width=2), batches(min_width=2, questions=True)))
 def test_gradients(batch: Batch) -> None:
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
-        return category_prototype_distillation(student, teacher, batch.labels, batch.classes)
+        return category_prototype_distillation(student, teacher, batch.labels, batch.num_classes)
 
     assert torch.autograd.gradcheck(
         loss, (batch.student.requires_grad_(), batch.teacher.requires_grad_())
     )
 
 
-def test_a_class_that_is_absent_changes_nothing() -> None:
+def test_absent_classes_change_nothing() -> None:
     random = torch.Generator().manual_seed(1)
     student, teacher = torch.randn(6, 4, generator=random), torch.randn(6, 4, generator=random)
     labels = torch.tensor([0, 1, 0, 1, 1, 0])
@@ -176,7 +176,7 @@ def test_a_class_that_is_absent_changes_nothing() -> None:
 
 
 def test_one_class_and_one_sample() -> None:
-    # Every representation is its own prototype: similarity 1 on both sides, whatever the two are.
+    # Each representation equals its prototype: similarity 1 on both sides.
     student = torch.tensor([[3.0, 4.0]], requires_grad=True)
     loss = category_prototype_distillation(
         student, torch.tensor([[1.0, -1.0]]), torch.tensor([2]), 3
@@ -232,7 +232,7 @@ def test_a_prototype_that_cancels_out() -> None:
         ({"num_classes": 0}, "at least 1"),
     ],
 )
-def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
+def test_bad_inputs_are_refused(change: dict[str, object], message: str) -> None:
     arguments = {
         "student": torch.ones(2, 4),
         "teacher": torch.ones(2, 4),
@@ -245,10 +245,10 @@ def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
 
 
 @given(batches(min_width=2), st.integers(1, 4))
-def test_teacher_and_student_may_differ_in_width(batch: Batch, more: int) -> None:
-    """Angles are compared within each side, so features that are always zero change nothing."""
-    wider = torch.cat([batch.teacher, batch.teacher.new_zeros(len(batch.teacher), more)], 1)
-    labels, classes = batch.labels, batch.classes
+def test_teacher_and_student_may_differ_in_width(batch: Batch, extra: int) -> None:
+    """Angles are compared within each side, so constant zero features change nothing."""
+    wider = torch.cat([batch.teacher, batch.teacher.new_zeros(len(batch.teacher), extra)], 1)
+    labels, classes = batch.labels, batch.num_classes
     expected = category_prototype_distillation(batch.student, batch.teacher, labels, classes)
     torch.testing.assert_close(
         category_prototype_distillation(batch.student, wider, labels, classes), expected

@@ -15,51 +15,51 @@ from tests.losses.strategies import few
 
 @st.composite
 def factors(draw: st.DrawFn, sizes: tuple[int, int, int, int] = (5, 4, 5, 3)) -> tuple[Tensor, ...]:
-    """Encoded (N, n, D), decoded (N, n, n, D), relevant (N, n, E), recovered (N, n, n, E), of at
-    most these sizes; float64.
+    """Draw encoded (N, n, D), decoded (N, n, n, D), relevant (N, n, E), recovered (N, n, n, E), of
+    at most these sizes; float64.
     """
-    samples, count, width, part = (draw(st.integers(1, most)) for most in sizes)
+    samples, count, width, relevant = (draw(st.integers(1, size)) for size in sizes)
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
-    shapes = ((samples, count, width), (samples, count, count, width), (samples, count, part))
+    shapes = ((samples, count, width), (samples, count, count, width), (samples, count, relevant))
     return tuple(
         draw(st.sampled_from([0.1, 1.0, 30.0]))
         * torch.randn(*shape, generator=random, dtype=torch.float64)
-        for shape in (*shapes, (samples, count, count, part))
+        for shape in (*shapes, (samples, count, count, relevant))
     )
 
 
-def by_loops(given: Sequence[Tensor], reduction: str) -> float:
-    """The formula in plain Python."""
-    encoded, decoded, relevant, recovered = (x.tolist() for x in given)
+def by_loops(tensors: Sequence[Tensor], reduction: str) -> float:
+    """Compute the formula in plain Python."""
+    encoded, decoded, relevant, recovered = (x.tolist() for x in tensors)
     samples, count = len(encoded), len(encoded[0])
 
-    def error(made: list[float], of: list[float]) -> float:
-        squared = sum((x - y) ** 2 for x, y in zip(made, of, strict=True))
-        return squared / len(of) if reduction == "mean" else squared
+    def error(reconstruction: list[float], original: list[float]) -> float:
+        squared = sum((x - y) ** 2 for x, y in zip(reconstruction, original, strict=True))
+        return squared / len(original) if reduction == "mean" else squared
 
-    own = cross = recon = 0.0
+    within = cross = recon = 0.0
     for i in range(samples):
         for a in range(count):
-            own += error(decoded[i][a][a], encoded[i][a]) / count
+            within += error(decoded[i][a][a], encoded[i][a]) / count
             for b in range(count):
                 recon += error(recovered[i][b][a], relevant[i][a]) / count**2
                 if b != a:
                     cross += error(decoded[i][a][b], encoded[i][b]) / (count**2 - count)
-    return (own + cross + recon) / samples
+    return (within + cross + recon) / samples
 
 
 @few
 @given(factors(), st.sampled_from(["mean", "sum"]))
-def test_is_the_three_sums(given: tuple[Tensor, ...], reduction: str) -> None:
-    loss = factorisation_reconstruction(*given, reduction=reduction)
-    assert loss.item() == pytest.approx(by_loops(given, reduction), rel=1e-10)
-    assert torch.equal(FactorisationReconstruction(reduction)(*given), loss)
+def test_is_the_sum_of_three_errors(tensors: tuple[Tensor, ...], reduction: str) -> None:
+    loss = factorisation_reconstruction(*tensors, reduction=reduction)
+    assert loss.item() == pytest.approx(by_loops(tensors, reduction), rel=1e-10)
+    assert torch.equal(FactorisationReconstruction(reduction)(*tensors), loss)
 
 
 @few
 @given(factors((2, 3, 3, 2)), st.sampled_from(["mean", "sum"]))
-def test_gradients(given: tuple[Tensor, ...], reduction: str) -> None:
-    leaves = tuple(x.requires_grad_() for x in given)
+def test_gradients(tensors: tuple[Tensor, ...], reduction: str) -> None:
+    leaves = tuple(x.requires_grad_() for x in tensors)
     loss = FactorisationReconstruction(reduction, detach=False)
     assert torch.autograd.gradcheck(loss, leaves)
     assert torch.autograd.gradgradcheck(loss, leaves)
@@ -67,25 +67,22 @@ def test_gradients(given: tuple[Tensor, ...], reduction: str) -> None:
 
 @few
 @given(factors())
-def test_what_is_to_be_made_again_gets_no_gradient_unless_asked_for(
-    given: tuple[Tensor, ...],
-) -> None:
+def test_originals_get_no_gradient_unless_attached(tensors: tuple[Tensor, ...]) -> None:
     gradients = []
     for detach in (True, False):
-        leaves = [x.detach().requires_grad_() for x in given]
+        leaves = [x.detach().requires_grad_() for x in tensors]
         loss = FactorisationReconstruction(detach=detach)(*leaves)
         gradients.append(torch.autograd.grad(loss, leaves, allow_unused=True))
-    kept, free = gradients
-    assert (kept[0], kept[2]) == (None, None)
-    assert torch.equal(kept[1], free[1])
-    assert torch.equal(kept[3], free[3])
-    # Each vector is compared with what is made of every modality: what one side gains the other
-    # loses.
-    torch.testing.assert_close(free[0], -free[1].sum(1))
-    torch.testing.assert_close(free[2], -free[3].sum(1))
+    detached, attached = gradients
+    assert (detached[0], detached[2]) == (None, None)
+    assert torch.equal(detached[1], attached[1])
+    assert torch.equal(detached[3], attached[3])
+    # Each vector is compared with its reconstructions from all modalities: the gradients cancel.
+    torch.testing.assert_close(attached[0], -attached[1].sum(1))
+    torch.testing.assert_close(attached[2], -attached[3].sum(1))
 
 
-def test_is_zero_where_all_is_made_again() -> None:
+def test_is_zero_for_a_perfect_reconstruction() -> None:
     torch.manual_seed(0)
     encoded, relevant = torch.randn(4, 3, 6), torch.randn(4, 3, 2)
     decoded, recovered = (x[:, None].expand(-1, 3, -1, -1) for x in (encoded, relevant))
@@ -107,7 +104,7 @@ def test_is_zero_where_all_is_made_again() -> None:
         ({"reduction": "none"}, "mean, sum, not 'none'"),
     ],
 )
-def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
+def test_bad_inputs_are_refused(change: dict[str, Any], message: str) -> None:
     arguments = {
         "encoded": torch.ones(2, 3, 6),
         "decoded": torch.ones(2, 3, 3, 6),

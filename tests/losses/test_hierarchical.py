@@ -1,4 +1,4 @@
-"""HMI and HAL: what they are by loops, and who of the two players of HAL gets which gradient."""
+"""HMI and HAL: their values by loops, and the gradients of HAL's two players."""
 
 from __future__ import annotations
 
@@ -26,18 +26,16 @@ Sides = tuple[list[Tensor], list[Tensor]]
 
 
 @st.composite
-def scales(draw: st.DrawFn, *, one_width: bool = True, most: int = 6) -> Sides:
-    """Student's and teacher's representations of at most `most` samples at one to three scales,
-    float64.
-    """
-    samples = draw(st.integers(1, most))
+def scales(draw: st.DrawFn, *, one_width: bool = True, max_samples: int = 6) -> Sides:
+    """Draw student's and teacher's representations at one to three scales, float64."""
+    samples = draw(st.integers(1, max_samples))
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
     widths = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
     factor = draw(st.sampled_from([0.1, 1.0, 10.0]))
 
-    def side(more: int) -> list[Tensor]:
+    def side(extra: int) -> list[Tensor]:
         return [
-            factor * torch.randn(samples, w + more, generator=random, dtype=torch.float64)
+            factor * torch.randn(samples, w + extra, generator=random, dtype=torch.float64)
             for w in widths
         ]
 
@@ -49,7 +47,7 @@ def widths(side: Sequence[Tensor]) -> list[int]:
 
 
 def perceptron(network: torch.nn.Module, row: list[float]) -> float:
-    """A network's output in plain Python."""
+    """Compute a network's output in plain Python."""
     weight, bias, output, offset = (p.tolist() for p in network.parameters())
     hidden = [
         max(0.0, sum(w * x for w, x in zip(unit, row, strict=True)) + b)
@@ -62,7 +60,7 @@ def softplus(x: float) -> float:
     return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
-def random_start(seed: int = 0) -> torch.Generator:
+def seeded_generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
@@ -71,7 +69,7 @@ def random_start(seed: int = 0) -> torch.Generator:
 def test_hmi_is_the_sum_over_scales_and_pairs(sides: Sides) -> None:
     student, teacher = sides
     loss = HierarchicalInformation(
-        widths(student), widths(teacher), hidden=4, generator=random_start()
+        widths(student), widths(teacher), hidden=4, generator=seeded_generator()
     ).double()
     total, n = 0.0, len(student[0])
     for critic, s, t in zip(loss.critics, student, teacher, strict=True):
@@ -85,7 +83,7 @@ def test_hmi_is_the_sum_over_scales_and_pairs(sides: Sides) -> None:
 
 @few
 @given(scales())
-def test_hmi_of_any_critic_is_the_estimator_s(sides: Sides) -> None:
+def test_hmi_of_any_critic_matches_the_estimator(sides: Sides) -> None:
     def critic(teacher: Tensor, student: Tensor) -> Tensor:
         return (teacher * student).sum(-1)
 
@@ -94,16 +92,16 @@ def test_hmi_of_any_critic_is_the_estimator_s(sides: Sides) -> None:
         jensen_shannon_information(critic, t, s).item()
         for s, t in zip(student, teacher, strict=True)
     )
-    found = hierarchical_information(student, teacher, [critic] * len(student))
-    assert found.item() == pytest.approx(expected, rel=1e-12)
+    loss = hierarchical_information(student, teacher, [critic] * len(student))
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_critic_of_all_pairs_is_the_critic_of_each() -> None:
-    critic = ConcatCritic(3, 2, 8, generator=random_start()).double()
+def test_all_pairs_matches_the_critic_of_each_pair() -> None:
+    critic = ConcatCritic(3, 2, 8, generator=seeded_generator()).double()
     q, u = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
     each = torch.stack([critic(row.expand(5, -1), u) for row in q])
     torch.testing.assert_close(critic.all_pairs(q, u), each)
-    # The estimator takes the short way for this class alone.
+    # The estimator calls `all_pairs` for this class only.
     torch.testing.assert_close(
         jensen_shannon_information(critic, q, u),
         jensen_shannon_information(lambda a, b: critic(a, b), q, u),
@@ -115,7 +113,7 @@ def test_a_critic_of_all_pairs_is_the_critic_of_each() -> None:
 def test_hal_is_the_cross_entropy_of_the_discriminators(sides: Sides, nonsaturating: bool) -> None:
     student, teacher = sides
     loss = HierarchicalAdversarial(
-        widths(student), hidden=4, nonsaturating=nonsaturating, generator=random_start()
+        widths(student), hidden=4, nonsaturating=nonsaturating, generator=seeded_generator()
     ).double()
     total = 0.0
     for discriminator, s, t in zip(loss.discriminators, student, teacher, strict=True):
@@ -126,7 +124,7 @@ def test_hal_is_the_cross_entropy_of_the_discriminators(sides: Sides, nonsaturat
 
 
 @pytest.mark.parametrize("nonsaturating", [False, True])
-def test_hal_moves_each_player_its_own_way(nonsaturating: bool) -> None:
+def test_hal_gives_each_player_its_gradient(nonsaturating: bool) -> None:
     """The discriminators' gradient is that of -V; the student's that of V, or of -log De."""
     torch.manual_seed(0)
     student, teacher = (
@@ -138,34 +136,34 @@ def test_hal_moves_each_player_its_own_way(nonsaturating: bool) -> None:
 
     de = torch.sigmoid(loss.discriminators[0](student))
     value = (1 - de).log().mean() + torch.sigmoid(loss.discriminators[0](teacher)).log().mean()
-    for found, expected in zip(
+    for gradient, expected in zip(
         of_discriminator, torch.autograd.grad(-value, loss.parameters()), strict=True
     ):
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(gradient, expected)
     de = torch.sigmoid(loss.discriminators[0](student))
     aim = -de.log().mean() if nonsaturating else (1 - de).log().mean()
     torch.testing.assert_close(student.grad, torch.autograd.grad(aim, student)[0])
 
 
-def test_a_student_learns_to_mislead_and_a_discriminator_to_tell_apart() -> None:
+def test_the_discriminator_learns_to_separate_and_the_student_to_mislead() -> None:
     torch.manual_seed(0)
     teacher = torch.randn(128, 2) + 3.0
     start = torch.randn(128, 2)
     student = start.clone().requires_grad_()
     loss = HierarchicalAdversarial([2], hidden=16, nonsaturating=True)
-    alone = torch.optim.Adam(loss.parameters(), lr=1e-2)
+    discriminator_optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2)
     for _ in range(200):
-        alone.zero_grad()
+        discriminator_optimizer.zero_grad()
         value = loss([start], [teacher])
         value.backward()
-        alone.step()
-    assert value.item() < 0.3  # of two players at a draw: 1.39
-    both = torch.optim.Adam([student, *loss.parameters()], lr=1e-2)
+        discriminator_optimizer.step()
+    assert value.item() < 0.3  # 1.39 at equilibrium
+    joint_optimizer = torch.optim.Adam([student, *loss.parameters()], lr=1e-2)
     for _ in range(600):
-        both.zero_grad()
+        joint_optimizer.zero_grad()
         value = loss([student], [teacher])
         value.backward()
-        both.step()
+        joint_optimizer.step()
     assert value.item() > 1.0
     assert (student.mean(0) - teacher.mean(0)).norm() < 0.5 * (
         start.mean(0) - teacher.mean(0)
@@ -173,11 +171,9 @@ def test_a_student_learns_to_mislead_and_a_discriminator_to_tell_apart() -> None
 
 
 @few
-@given(scales(most=3))
+@given(scales(max_samples=3))
 def test_gradients(sides: Sides) -> None:
-    """Of HMI with a smooth critic, first and second; those of HAL are above, since its value is not
-    the potential of both players.
-    """
+    """Check HMI's derivatives; HAL's value is no common potential of its players."""
 
     def critic(teacher: Tensor, student: Tensor) -> Tensor:
         return (teacher * student).sum(-1).sin()
@@ -185,14 +181,14 @@ def test_gradients(sides: Sides) -> None:
     student, teacher = ([x.requires_grad_() for x in side] for side in sides)
     count = len(student)
 
-    def information(*both: Tensor) -> Tensor:
-        return hierarchical_information(both[:count], both[count:], [critic] * count)
+    def information(*tensors: Tensor) -> Tensor:
+        return hierarchical_information(tensors[:count], tensors[count:], [critic] * count)
 
     assert torch.autograd.gradcheck(information, (*student, *teacher))
     assert torch.autograd.gradgradcheck(information, (*student, *teacher))
 
 
-def test_one_sample_is_zero_for_hmi_and_reaches_every_parameter() -> None:
+def test_hmi_of_one_sample_is_zero_and_reaches_every_parameter() -> None:
     loss = HierarchicalInformation([3, 2], [3, 2])
     student = [torch.randn(1, 3, requires_grad=True), torch.randn(1, 2, requires_grad=True)]
     value = loss(student, [torch.randn(1, 3), torch.randn(1, 2)])
@@ -203,17 +199,17 @@ def test_one_sample_is_zero_for_hmi_and_reaches_every_parameter() -> None:
     )
 
 
-def test_starting_values_come_from_the_generator() -> None:
+def test_initial_values_come_from_the_generator() -> None:
     for make in (
-        lambda seed: HierarchicalInformation([3], [3], generator=random_start(seed)),
-        lambda seed: HierarchicalAdversarial([3], generator=random_start(seed)),
+        lambda seed: HierarchicalInformation([3], [3], generator=seeded_generator(seed)),
+        lambda seed: HierarchicalAdversarial([3], generator=seeded_generator(seed)),
     ):
-        one, again, other = (list(make(seed).parameters()) for seed in (5, 5, 6))
-        assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
-        assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        first, repeated, other = (list(make(seed).parameters()) for seed in (5, 5, 6))
+        assert all(torch.equal(a, b) for a, b in zip(first, repeated, strict=True))
+        assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_bad_input_is_named() -> None:
+def test_bad_inputs_are_refused() -> None:
     x, wide = torch.ones(2, 3), torch.ones(2, 4)
     critic, discriminator = ConcatCritic(3, 3), Discriminator(3)
     for loss in (

@@ -21,21 +21,21 @@ Pair = Callable[[list[float], list[float]], float]
 
 
 def smooth_critic(teacher: Tensor, student: Tensor) -> Tensor:
-    """A critic that tells its two arguments, and the order of the classes, apart."""
-    place = torch.arange(1, teacher.shape[-1] + 1, dtype=teacher.dtype)
-    return 4 * ((teacher - 0.3) * student * place).sum(-1) - (teacher.sin() * place).sum(-1)
+    """Score pairs by a function that is symmetric in neither its arguments nor the classes."""
+    weights = torch.arange(1, teacher.shape[-1] + 1, dtype=teacher.dtype)
+    return 4 * ((teacher - 0.3) * student * weights).sum(-1) - (teacher.sin() * weights).sum(-1)
 
 
 def smooth_pair(teacher: list[float], student: list[float]) -> float:
-    """`smooth_critic` of one pair, in plain Python."""
+    """Compute `smooth_critic` of one pair in plain Python."""
     triples = list(zip(range(1, len(teacher) + 1), teacher, student, strict=True))
-    return 4 * sum((t - 0.3) * s * place for place, t, s in triples) - sum(
-        math.sin(t) * place for place, t, _ in triples
+    return 4 * sum((t - 0.3) * s * weight for weight, t, s in triples) - sum(
+        math.sin(t) * weight for weight, t, _ in triples
     )
 
 
 def information_by_loops(q: list[list[float]], u: list[list[float]]) -> float:
-    """J in plain Python."""
+    """Compute J in plain Python."""
     n = len(q)
     if n == 1:
         return 0.0
@@ -53,16 +53,16 @@ def _softplus(x: float) -> float:
 def by_loops(
     student: list[list[float]], teacher: list[list[float]], labels: list[int], renormalize: bool
 ) -> float:
-    """The formula in plain Python: logits (N, K), labels (N,)."""
+    """Compute the formula in plain Python: logits (N, K), labels (N,)."""
     targets: list[list[list[float]]] = []
     nontargets: list[list[list[float]]] = []
     for logits in (teacher, student):
         response = [[math.exp(x) / sum(map(math.exp, row)) for x in row] for row in logits]
         targets.append([[r[y]] for r, y in zip(response, labels, strict=True)])
-        rest = [
+        others = [
             [p for k, p in enumerate(r) if k != y] for r, y in zip(response, labels, strict=True)
         ]
-        nontargets.append([[p / sum(r) for p in r] for r in rest] if renormalize else rest)
+        nontargets.append([[p / sum(r) for p in r] for r in others] if renormalize else others)
     return -information_by_loops(*targets) - information_by_loops(*nontargets)
 
 
@@ -105,7 +105,7 @@ def test_questions_are_averaged(batch: Batch) -> None:
 @given(st.one_of(responses(min_size=2), responses(min_size=2, questions=True)))
 def test_order_of_the_batch_does_not_matter(batch: Batch) -> None:
     order = torch.arange(len(batch.student)).roll(1)
-    loss = ResponseDisentangledConsistency(batch.classes).double()
+    loss = ResponseDisentangledConsistency(batch.num_classes).double()
     torch.testing.assert_close(
         loss(batch.student[order], batch.teacher[order], batch.labels[order]),
         loss(batch.student, batch.teacher, batch.labels),
@@ -145,11 +145,11 @@ def test_with_two_classes_the_second_term_repeats_the_first() -> None:
     torch.testing.assert_close(loss, 2 * once)
 
 
-def test_renormalised_nontargets_are_what_the_critic_sees() -> None:
-    seen: list[Tensor] = []
+def test_the_critic_sees_renormalised_nontargets() -> None:
+    critic_inputs: list[Tensor] = []
 
-    def watching(teacher: Tensor, student: Tensor) -> Tensor:
-        seen.extend([teacher, student])
+    def recording_critic(teacher: Tensor, student: Tensor) -> Tensor:
+        critic_inputs.extend([teacher, student])
         return teacher.sum(-1)
 
     # The target's share is all but 1e-40 of the response: dividing rounded probabilities would give
@@ -157,11 +157,11 @@ def test_renormalised_nontargets_are_what_the_critic_sees() -> None:
     logits = torch.tensor([[100.0, math.log(3.0), 0.0], [2.0, 100.0, 2.0]])
     labels = torch.tensor([0, 1])
     response_disentangled_consistency(
-        logits, logits, labels, smooth_critic, watching, renormalize=True
+        logits, logits, labels, smooth_critic, recording_critic, renormalize=True
     )
     expected = torch.tensor([[0.75, 0.25], [0.5, 0.5]])
-    torch.testing.assert_close(seen[0], expected.repeat_interleave(2, 0))
-    torch.testing.assert_close(seen[1], expected.repeat(2, 1))
+    torch.testing.assert_close(critic_inputs[0], expected.repeat_interleave(2, 0))
+    torch.testing.assert_close(critic_inputs[1], expected.repeat(2, 1))
 
 
 def test_batch_of_one_is_zero_and_reaches_every_parameter() -> None:
@@ -180,7 +180,7 @@ COUNTS = torch.tensor([[20, 4, 2], [3, 15, 1], [2, 5, 12]])
 
 
 def exact_pairs(repeats: int) -> tuple[Tensor, Tensor]:
-    """One-hot batch whose empirical joint distribution is exactly COUNTS / 64."""
+    """Return a one-hot batch whose empirical joint distribution is exactly COUNTS / 64."""
     cells = torch.cartesian_prod(torch.arange(3), torch.arange(3))
     rows = cells.repeat_interleave(COUNTS.flatten() * repeats, 0)
     eye = torch.eye(3, dtype=torch.float64)
@@ -188,7 +188,7 @@ def exact_pairs(repeats: int) -> tuple[Tensor, Tensor]:
 
 
 def table_critic(table: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """F(q, u) looked up in a table."""
+    """Return a critic that looks F(q, u) up in a table."""
     return lambda q, u: torch.einsum("ma,ab,mb->m", q, table, u)
 
 
@@ -224,16 +224,16 @@ def test_mismatched_pairs_are_teacher_i_with_student_j() -> None:
     q, u = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [1.0]])
     high = jensen_shannon_information(lambda a, b: 10 * (a * b).squeeze(-1), q, u)
     assert high.item() == pytest.approx(-math.log(2) - (math.log1p(math.exp(10)) + math.log(2)) / 2)
-    # The parts may differ in width.
+    # q and u may differ in width.
     wide = jensen_shannon_information(lambda a, b: 10 * a[:, 0] * b[:, 1], q, torch.cat([u, u], 1))
     assert wide.item() == pytest.approx(high.item())
 
 
-def test_a_trained_critic_finds_the_information() -> None:
+def test_a_trained_critic_detects_dependence() -> None:
     random = torch.Generator().manual_seed(3)
     q = torch.rand(64, 1, generator=random)
     shuffled = q[torch.randperm(64, generator=random)]
-    found = []
+    estimates = []
     for u in (q, shuffled):
         critic = ConcatCritic(1, 1, generator=torch.Generator().manual_seed(0))
         optimizer = torch.optim.Adam(critic.parameters(), lr=1e-2)
@@ -242,12 +242,12 @@ def test_a_trained_critic_finds_the_information() -> None:
             j = jensen_shannon_information(critic, q, u)
             (-j).backward()
             optimizer.step()
-        found.append(j.item())
-    assert found[0] > -0.8
-    assert found[1] < -1.2
+        estimates.append(j.item())
+    assert estimates[0] > -0.8
+    assert estimates[1] < -1.2
 
 
-def test_critic_is_a_perceptron_on_the_parts_side_by_side() -> None:
+def test_critic_is_a_perceptron_on_the_concatenation() -> None:
     critic = ConcatCritic(2, 3, 8, generator=torch.Generator().manual_seed(0))
     random = torch.Generator().manual_seed(1)
     q, u = torch.randn(5, 2, generator=random), torch.randn(5, 3, generator=random)
@@ -258,21 +258,21 @@ def test_critic_is_a_perceptron_on_the_parts_side_by_side() -> None:
 
 
 def test_critics_start_from_the_generator_or_from_the_global_seed() -> None:
-    def start(seed: int | None) -> list[Tensor]:
+    def initial(seed: int | None) -> list[Tensor]:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         return [
             p.detach() for p in ResponseDisentangledConsistency(3, generator=generator).parameters()
         ]
 
     state = torch.get_rng_state()
-    assert all(torch.equal(a, b) for a, b in zip(start(5), start(5), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(initial(5), initial(5), strict=True))
     assert torch.equal(state, torch.get_rng_state())
-    assert not any(torch.equal(a, b) for a, b in zip(start(5), start(6), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(initial(5), initial(6), strict=True))
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        once = start(None)
+        first = initial(None)
         torch.manual_seed(7)
-        assert all(torch.equal(a, b) for a, b in zip(once, start(None), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(first, initial(None), strict=True))
 
 
 def test_critic_in_another_precision_meets_the_logits() -> None:
@@ -305,7 +305,7 @@ def test_critic_in_another_precision_meets_the_logits() -> None:
         ),
     ],
 )
-def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
+def test_bad_inputs_are_refused(change: dict[str, object], message: str) -> None:
     arguments = {
         "student_logits": torch.ones(2, 3),
         "teacher_logits": torch.ones(2, 3),

@@ -18,7 +18,7 @@ from tests.losses.strategies import Batch, batches, few
 
 
 def by_loops(student: Tensor, teacher: Tensor, boundary: float, normalize: bool) -> float:
-    """The formula, "sum", in plain Python."""
+    """Compute the formula, with "sum", in plain Python."""
     s, t = ([_unit(v) if normalize else v for v in x.tolist()] for x in (student, teacher))
     total = 0.0
     for i in range(len(s)):
@@ -69,7 +69,7 @@ def test_gradients(batch: Batch, normalize: bool, reduction: str) -> None:
     )
 
 
-def test_batch_of_one_is_the_pull_alone() -> None:
+def test_batch_of_one_has_no_push_term() -> None:
     student = torch.tensor([[3.0, 4.0]], requires_grad=True)
     teacher = torch.tensor([[0.0, 2.0]])
     mean = sample_contrastive_distillation(student, teacher, boundary=9.0)
@@ -81,7 +81,7 @@ def test_batch_of_one_is_the_pull_alone() -> None:
     assert not student.grad.any()
 
 
-def test_other_samples_at_the_same_point_have_a_finite_gradient() -> None:
+def test_coinciding_samples_have_a_finite_gradient() -> None:
     student = torch.ones(4, 3, requires_grad=True)
     loss = sample_contrastive_distillation(student, torch.ones(4, 3), boundary=1.2)
     loss.backward()
@@ -90,7 +90,7 @@ def test_other_samples_at_the_same_point_have_a_finite_gradient() -> None:
     assert student.grad.isfinite().all()
 
 
-def test_nothing_to_push_beyond_the_boundary() -> None:
+def test_no_push_beyond_the_boundary() -> None:
     eye = torch.eye(4)
     assert sample_contrastive_distillation(eye, eye, boundary=1.4).item() == 0.0
     assert sample_contrastive_distillation(eye, eye, boundary=1.5).item() == pytest.approx(
@@ -120,7 +120,7 @@ def test_short_distances_are_exact_in_float32() -> None:
         ({"reduction": "none"}, "mean, sum"),
     ],
 )
-def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
+def test_bad_inputs_are_refused(change: dict[str, object], message: str) -> None:
     arguments = {
         "student": torch.ones(2, 4),
         "teacher": torch.ones(2, 4),
@@ -165,7 +165,7 @@ def test_second_derivatives_are_finite_where_points_coincide() -> None:
 
 @pytest.mark.parametrize("block", [1, 7 * 5, 2 * 7 * 5, 3 * 7 * 5])
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    """One row at a time, or several, the last block smaller: the same loss and derivatives."""
+    """Blocks of one row or of several, the last one smaller: the same loss and derivatives."""
     torch.manual_seed(0)
     student = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
     teacher = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
@@ -181,21 +181,21 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, block: int) -> N
 
     expected = derivatives()
     monkeypatch.setattr(sample_contrastive, "BLOCK", block)
-    for found, value in zip(derivatives(), expected, strict=True):
-        torch.testing.assert_close(found, value)
+    for actual, value in zip(derivatives(), expected, strict=True):
+        torch.testing.assert_close(actual, value)
 
 
-def test_no_more_than_a_block_is_kept_for_the_backward_pass(
+def test_no_more_than_a_block_is_saved_for_the_backward_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sample_contrastive, "BLOCK", 4 * 64 * 8)
     student, teacher = torch.randn(64, 8, requires_grad=True), torch.randn(64, 8)
-    kept: list[int] = []
+    saved_sizes: list[int] = []
 
-    def keep(x: Tensor) -> Tensor:
-        kept.append(x.numel())
+    def record(x: Tensor) -> Tensor:
+        saved_sizes.append(x.numel())
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda x: x):
         sample_contrastive_distillation(student, teacher, boundary=1.2)
-    assert max(kept) <= 64 * 8  # all N x N x D differences would be 64 times that
+    assert max(saved_sizes) <= 64 * 8  # all N x N x D differences would be 64 times that

@@ -1,6 +1,4 @@
-"""Small recordings, made anew: a face (matplotlib's sample picture) that moves, tones, and files
-that are wrong in some way.
-"""
+"""Writes small recordings: a moving face (matplotlib's sample picture), tones, and odd files."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ AUDIO_CODECS = {
     **dict.fromkeys((".wav", ".mkv", ".avi"), "pcm_s16le"),
     **{".flac": "flac", ".mp3": "libmp3lame", ".ogg": "libopus", ".webm": "libopus"},
 }
-SIZE = (240, 320)  # height and width of made pictures
+SIZE = (240, 320)  # height and width of pictures
 
 
 @cache
@@ -67,7 +65,7 @@ def write_clip(
     """Write a recording.
 
     Args:
-        path: its ending says which container.
+        path: its ending selects the container.
         pictures: of the video; none: there is no video.
         sound: (n,) at 16 kHz; None: there is no audio.
         times: of each picture, in seconds; default: `rate` a second.
@@ -78,23 +76,23 @@ def write_clip(
     audio_codec = AUDIO_CODECS.get(path.suffix, "aac")
     with av.open(str(path), "w") as container:
         streams = []
-        for shown in (pictures, more_pictures):
-            if len(shown):
+        for track in (pictures, more_pictures):
+            if len(track):
                 stream = container.add_stream(
                     "libvpx" if path.suffix == ".webm" else "mpeg4", rate=rate
                 )
-                stream.height, stream.width = shown[0].shape[:2]
+                stream.height, stream.width = track[0].shape[:2]
                 stream.pix_fmt, stream.bit_rate = "yuv420p", 2_000_000
                 if times is not None:
                     from fractions import Fraction
 
                     stream.codec_context.time_base = Fraction(1, 1000)
-                streams.append((stream, shown))
+                streams.append((stream, track))
         audio = (
             None if sound is None else container.add_stream(audio_codec, rate=RATE, layout="mono")
         )
-        for stream, shown in streams:
-            for index, picture in enumerate(shown):
+        for stream, track in streams:
+            for index, picture in enumerate(track):
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
                 if times is not None:
                     frame.pts, frame.time_base = (
@@ -113,22 +111,21 @@ def _write_sound(
 ) -> None:
     from fractions import Fraction
 
-    for at in range(0, len(sound), 1024):
-        part = np.round(np.clip(sound[at : at + 1024], -1, 1) * 32767).astype(np.int16)[None]
-        frame = av.AudioFrame.from_ndarray(part, format="s16", layout="mono")
-        frame.sample_rate, frame.pts, frame.time_base = RATE, start + at, Fraction(1, RATE)
+    for offset in range(0, len(sound), 1024):
+        chunk = np.clip(sound[offset : offset + 1024], -1, 1)
+        samples = np.round(chunk * 32767).astype(np.int16)[None]
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = RATE, start + offset, Fraction(1, RATE)
         container.mux(stream.encode(frame))  # type: ignore[attr-defined]
     container.mux(stream.encode(None))  # type: ignore[attr-defined]
 
 
-def turned(path: Path, out: Path, degrees: int) -> Path:
-    """Write an .mp4 whose player shows it turned by so many degrees clockwise, by the matrix in its
-    track's header.
-    """
+def rotated(path: Path, out: Path, degrees: int) -> Path:
+    """Write an .mp4 that players rotate clockwise, by the matrix in its track's header."""
     data = bytearray(path.read_bytes())
-    at = data.index(b"tkhd") + 4 + 40  # version, flags, times, ids, layer, volume; of version 0
+    offset = data.index(b"tkhd") + 4 + 40  # version, flags, times, ids, layer, volume; of version 0
     cos, sin = round(np.cos(np.radians(degrees))), round(np.sin(np.radians(degrees)))
     matrix = np.array([cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30], ">i4")
-    data[at : at + 36] = matrix.tobytes()
+    data[offset : offset + 36] = matrix.tobytes()
     out.write_bytes(data)
     return out

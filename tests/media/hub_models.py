@@ -1,4 +1,4 @@
-"""Tiny models with random parameters, saved as those of the hub are: nothing is downloaded."""
+"""Tiny models with random parameters, saved like those of the hub; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ CONVOLUTIONS: dict[str, Any] = {
 def wav2vec(
     folder: Path, kind: str = "Wav2Vec2", *, letters: bool = False, large: bool = False
 ) -> Path:
-    """Save a wav2vec 2, HuBERT or WavLM of 50 states a second; with letters: one for recognition
-    and its tokenizer; large: normalised by layer, as the large models, so that it can mask padding.
+    """Save a wav2vec 2, HuBERT or WavLM of 50 states a second; with `letters` one for recognition
+    and its tokenizer; if `large` normalised by layer, so that it can mask padding.
     """
     torch.manual_seed(0)
     by_layer = {"feat_extract_norm": "layer", "do_stable_layer_norm": True} if large else {}
@@ -74,7 +74,7 @@ def wav2vec(
 
 
 def whisper(folder: Path, seconds: int = 4) -> Path:
-    """Save a Whisper that reads windows of so many seconds, 50 states a second."""
+    """Save a Whisper that reads windows of this length, 50 states a second."""
     torch.manual_seed(0)
     config = transformers.WhisperConfig(
         vocab_size=50,
@@ -116,7 +116,7 @@ def image_encoder(folder: Path, kind: str) -> Path:
         transformers.CLIPModel(config).save_pretrained(folder)
     elif kind == "dinov2":
         transformers.Dinov2Model(transformers.Dinov2Config(**sizes)).save_pretrained(folder)
-    else:  # without a pooler, as a ViT for classification
+    else:  # without a pooler, like a ViT for classification
         transformers.ViTModel(
             transformers.ViTConfig(**sizes), add_pooling_layer=False
         ).save_pretrained(folder)

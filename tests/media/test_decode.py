@@ -1,4 +1,4 @@
-"""A recording as a stream: what is shown and heard at which time, whatever the file is like."""
+"""A recording as a stream: its pictures and sound at each time, for any kind of file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from corrkd.errors import CorrKDError
 from corrkd.media.decode import RATE, Limits, Recording
-from tests.media.clips import plain, tone, turned, with_face, write_clip
+from tests.media.clips import plain, rotated, tone, with_face, write_clip
 
 
 def levels(recording: Recording) -> list[int | None]:
@@ -39,10 +39,10 @@ def test_a_late_or_short_stream_shows_nothing_before_and_after(tmp_path: Path) -
     recording = Recording(write_clip(tmp_path / "short.mkv", pictures, tone(1.0)))
     assert levels(recording) == [*[50] * 5, *[None] * 5]
     late = Recording(write_clip(tmp_path / "late.mkv", [plain(50)] * 10, tone(0.5), sound_from=0.3))
-    heard, exists = sound(late)
+    samples, exists = sound(late)
     assert late.seconds == pytest.approx(1.0, abs=0.01)
     assert np.flatnonzero(exists)[[0, -1]] == pytest.approx([0.3 * RATE, 0.8 * RATE], abs=40)
-    assert (heard[~exists] == 0).all()
+    assert (samples[~exists] == 0).all()
 
 
 def test_sound_is_the_same_in_blocks_of_any_size(tmp_path: Path) -> None:
@@ -51,31 +51,31 @@ def test_sound_is_the_same_in_blocks_of_any_size(tmp_path: Path) -> None:
     assert not recording.has_video
     assert list(recording.pictures()) == [None] * 13
     for block in (700, 16_000, 160_000):
-        heard, exists = sound(recording, block)
+        samples, exists = sound(recording, block)
         assert exists.all()
-        np.testing.assert_allclose(heard, wave, atol=1e-4)
+        np.testing.assert_allclose(samples, wave, atol=1e-4)
         assert max(len(b.samples) for b in recording.sound(block)) <= block
 
 
 @pytest.mark.parametrize("ending", [".flac", ".m4a"])
 def test_compressed_sound_is_cut_to_the_container(tmp_path: Path, ending: str) -> None:
     recording = Recording(write_clip(tmp_path / f"tone{ending}", sound=tone(1.05)))
-    heard, exists = sound(recording)
-    assert len(heard) == round(recording.seconds * RATE) == 16_800
+    samples, exists = sound(recording)
+    assert len(samples) == round(recording.seconds * RATE) == 16_800
     assert exists.mean() > 0.99
-    assert np.sqrt((heard[exists] ** 2).mean()) == pytest.approx(
+    assert np.sqrt((samples[exists] ** 2).mean()) == pytest.approx(
         np.sqrt((tone(1.05) ** 2).mean()), rel=0.05
     )
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_pictures_are_turned_as_players_show_them(tmp_path: Path, degrees: int) -> None:
+def test_pictures_are_rotated_as_in_players(tmp_path: Path, degrees: int) -> None:
     path = write_clip(tmp_path / "upright.mp4", [with_face()] * 2)
     upright = next(Recording(path).pictures())
-    shown = next(Recording(turned(path, tmp_path / "turned.mp4", degrees)).pictures())
+    picture = next(Recording(rotated(path, tmp_path / "turned.mp4", degrees)).pictures())
     assert upright is not None
-    assert shown is not None
-    assert np.array_equal(shown, np.rot90(upright, -degrees // 90))
+    assert picture is not None
+    assert np.array_equal(picture, np.rot90(upright, -degrees // 90))
 
 
 def test_large_pictures_are_scaled_down(tmp_path: Path) -> None:
@@ -109,8 +109,8 @@ def test_limits(tmp_path: Path) -> None:
 def test_a_file_without_a_duration_is_measured(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.mkv", [plain(20)] * 10)
     data = path.read_bytes()
-    at = data.index(b"\x44\x89")  # Matroska's duration becomes an element that readers pass over
-    path.write_bytes(data[:at] + b"\x44\x88" + data[at + 2 :])
+    offset = data.index(b"\x44\x89")  # Matroska's duration becomes an element that readers skip
+    path.write_bytes(data[:offset] + b"\x44\x88" + data[offset + 2 :])
     assert Recording(path).seconds == pytest.approx(1.0, abs=0.05)
 
 
@@ -125,7 +125,9 @@ def test_a_file_without_a_duration_is_measured(tmp_path: Path) -> None:
         ("picture.mp4", b"\x89PNG\r\n\x1a\n" + bytes(100)),
     ],
 )
-def test_what_is_no_recording_is_one_line(tmp_path: Path, name: str, content: bytes) -> None:
+def test_files_that_are_no_recordings_are_refused(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
     write_clip(tmp_path / "secret.mp4", [plain(9)])
     path = tmp_path / name
     path.write_bytes(content)
@@ -133,20 +135,20 @@ def test_what_is_no_recording_is_one_line(tmp_path: Path, name: str, content: by
         Recording(path)
 
 
-def test_a_truncated_recording_is_one_line_or_over_early(tmp_path: Path) -> None:
-    whole = write_clip(
+def test_a_truncated_recording_is_refused_or_ends_early(tmp_path: Path) -> None:
+    intact = write_clip(
         tmp_path / "whole.mp4", [with_face(0.3 + 0.02 * i) for i in range(20)], tone(2.0)
     )
     cut = tmp_path / "cut.mp4"
-    cut.write_bytes(whole.read_bytes()[:-2000])  # its index is at the end
+    cut.write_bytes(intact.read_bytes()[:-2000])  # its index is at the end
     with pytest.raises(CorrKDError, match=r"cut.mp4: cannot be decoded"):
         Recording(cut)
     matroska = write_clip(tmp_path / "whole.mkv", [with_face(0.3 + 0.02 * i) for i in range(20)])
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(matroska.read_bytes()[: matroska.stat().st_size // 2])
-    shown = [picture is not None for picture in Recording(cut).pictures()]
-    assert shown[0]
-    assert not shown[-1]
+    visible = [picture is not None for picture in Recording(cut).pictures()]
+    assert visible[0]
+    assert not visible[-1]
 
 
 def test_damaged_packets_are_counted(tmp_path: Path) -> None:
@@ -154,22 +156,22 @@ def test_damaged_packets_are_counted(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     rng = np.random.default_rng(0)
     damage = rng.integers(9000, len(data), 4000)
-    for at in damage:
-        data[at] = rng.integers(256)
+    for offset in damage:
+        data[offset] = rng.integers(256)
     path.write_bytes(data)
     with pytest.raises(CorrKDError, match=r"clip.flac: .*damaged"):
         list(Recording(path).sound())
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_damage_anywhere_ends_in_frames_or_one_line(tmp_path: Path, seed: int) -> None:
+def test_damage_anywhere_gives_frames_or_an_error(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     path = write_clip(
         tmp_path / f"clip.{'mp4' if seed % 2 else 'mkv'}", [with_face()] * 6, tone(0.6)
     )
     data = bytearray(path.read_bytes())
-    for at in rng.integers(0, len(data), 1 + 5 * seed):
-        data[at] = rng.integers(256)
+    for offset in rng.integers(0, len(data), 1 + 5 * seed):
+        data[offset] = rng.integers(256)
     path.write_bytes(data)
     with suppress(CorrKDError):  # and nothing else
         recording = Recording(path, Limits(seconds=60))
@@ -177,7 +179,7 @@ def test_damage_anywhere_ends_in_frames_or_one_line(tmp_path: Path, seed: int) -
         assert np.isfinite(sound(recording)[0]).all()
 
 
-def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
+def test_a_cover_picture_is_not_a_video(tmp_path: Path) -> None:
     import av
 
     path = tmp_path / "song.m4a"

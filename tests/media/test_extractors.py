@@ -1,4 +1,4 @@
-"""The embedded extractors: what they measure is there, and what is missing is marked."""
+"""The embedded extractors: their measurements, and how they mark what is missing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PAUSE = np.zeros(16_000, np.float32)
 # language
 
 
-def test_words_are_hashed_alike_wherever_they_stand() -> None:
+def test_words_are_hashed_alike_at_any_position() -> None:
     frames = HashWords().frames(Clip(None, "good film good Film"))
     assert frames.values.shape == (4, 256)
     assert frames.present.all()
@@ -67,7 +67,7 @@ def test_a_tone_has_its_pitch_and_a_pause_is_missing(tmp_path: Path) -> None:
     np.testing.assert_allclose(frames.times[:3], [0.05, 0.15, 0.25])
 
 
-def test_quiet_sound_is_there_and_below_70_decibels_it_is_not(tmp_path: Path) -> None:
+def test_sound_below_70_decibels_is_missing(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).normal(size=8000).astype(np.float32)
     levels = np.concatenate([noise * 10 ** (-60 / 20), noise * 10 ** (-76 / 20)])
     frames = Prosody().frames(Clip(write_clip(tmp_path / "clip.flac", sound=levels)))
@@ -81,12 +81,12 @@ def test_descriptors_do_not_depend_on_the_blocks(
     clip = Clip(
         write_clip(tmp_path / "clip.wav", sound=tone(1.73, 150) + 0.05 * rng.normal(size=27_680))
     )
-    whole = Prosody().frames(clip)
+    one_block = Prosody().frames(clip)
     monkeypatch.setattr(prosody, "BLOCK", 3 * 1600)
-    parts = Prosody().frames(clip)
-    np.testing.assert_allclose(parts.values, whole.values, atol=1e-4)
-    assert np.isfinite(whole.values).all()
-    assert len(whole.present) == 18
+    several_blocks = Prosody().frames(clip)
+    np.testing.assert_allclose(several_blocks.values, one_block.values, atol=1e-4)
+    assert np.isfinite(one_block.values).all()
+    assert len(one_block.present) == 18
 
 
 # --------------------------------------------------------------------------------------------------
@@ -102,10 +102,8 @@ def reference_input(size: int) -> torch.Tensor:
     return torch.from_numpy(picture).permute(2, 0, 1)[None]
 
 
-def test_networks_give_what_the_originals_give() -> None:
-    """The reference was made by LiteRT from the original files; the networks here are their
-    conversion.
-    """
+def test_networks_match_the_originals() -> None:
+    """The reference is LiteRT's output for the original files."""
     expected = load_file(Path(__file__).parent / "face_mesh_reference.safetensors")
     boxes, scores = networks().detector(reference_input(128) * 2 - 1)
     np.testing.assert_allclose(boxes[0, ::8].numpy(), expected["detector.0"], atol=1e-3)
@@ -115,13 +113,13 @@ def test_networks_give_what_the_originals_give() -> None:
     np.testing.assert_allclose(flag.reshape(-1).numpy(), expected["mesh.1"], atol=1e-4)
 
 
-def test_the_weights_are_those_that_were_converted() -> None:
+def test_the_weights_are_the_converted_ones() -> None:
     assert FaceMesh().weights() == {"face_mesh.safetensors": WEIGHTS_SUM}
     assert "@mediapipe/face_mesh" in (ROOT / "NOTICE").read_text("utf-8")
     assert networks().vertices.shape == (NUM_POINTS, 3)
 
 
-def test_a_face_is_met_where_it_is() -> None:
+def test_a_face_is_located() -> None:
     left, right, none = list(faces([with_face(0.35), with_face(0.65), plain(120)]))
     assert none is None
     assert left is not None
@@ -134,7 +132,7 @@ def test_a_face_is_met_where_it_is() -> None:
     assert right_eye[0] < mouth[0] < left_eye[0]
 
 
-def test_distances_stay_while_the_head_moves_and_tilts() -> None:
+def test_distances_do_not_change_when_the_head_moves_and_tilts() -> None:
     pictures = [with_face(), with_face(0.4, 0.45), with_face(side=160), with_face(angle=20)]
     rows = []
     for face in faces(pictures):
@@ -151,7 +149,7 @@ def test_distances_stay_while_the_head_moves_and_tilts() -> None:
 
 
 @pytest.mark.parametrize("angle", [-90, -80, 45, 90])
-def test_roll_is_that_of_the_picture_also_of_a_face_on_its_side(angle: int) -> None:
+def test_roll_is_measured_even_of_a_face_on_its_side(angle: int) -> None:
     upright, turned = faces([with_face(), with_face(angle=angle)])
     assert upright is not None
     assert turned is not None
@@ -163,7 +161,7 @@ def test_roll_is_that_of_the_picture_also_of_a_face_on_its_side(angle: int) -> N
     assert abs(np.degrees(turned.square.angle) + angle - np.degrees(upright.square.angle)) < 8
 
 
-def test_procrustes_gives_back_how_a_face_was_turned() -> None:
+def test_procrustes_recovers_the_rotation_of_a_face() -> None:
     vertices = networks().vertices
     angle = np.radians(25)
     turn = np.array(

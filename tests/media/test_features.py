@@ -29,7 +29,7 @@ from corrkd.media.folder import FolderExtraction, _extract_on_cluster
 from corrkd.media.labels import ClipList, ClipRow, list_clips
 from corrkd.workers import KILLED
 from tests.command import Ended, corrkd, ends_at
-from tests.media.clips import plain, tone, turned, with_face, write_clip
+from tests.media.clips import plain, rotated, tone, with_face, write_clip
 
 LABELS = """file,text,label,person,split
 face.mp4,I love this,positive,p1,train
@@ -53,7 +53,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     moving = [with_face(0.4 + 0.02 * i) for i in range(8)]
     face = write_clip(folder / "face.mp4", moving, tone(0.8))
-    turned(face, folder / "turned.mp4", 90)
+    rotated(face, folder / "turned.mp4", 90)
     write_clip(folder / "silent.mp4", moving, np.zeros(12_800, np.float32))
     write_clip(folder / "mute.mkv", [*moving[:4], *[plain(100)] * 4])
     write_clip(folder / "voice.wav", sound=tone(0.9, 130))
@@ -67,8 +67,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def features(clips: Path, out: Path, *words: object, **options: Any) -> Ended:
-    return corrkd("features", clips, "--out", out, *words, **options)
+def features(clips: Path, out: Path, *arguments: object, **options: Any) -> Ended:
+    return corrkd("features", clips, "--out", out, *arguments, **options)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_every_hazard_is_kept_or_named(made: tuple[Path, Ended]) -> None:
+def test_unusual_clips_are_extracted_or_named(made: tuple[Path, Ended]) -> None:
     out, done = made
     assert done.code == 1, done.err
     failures = pd.read_csv(f"{out}.failures.csv")
@@ -109,7 +109,7 @@ def test_every_hazard_is_kept_or_named(made: tuple[Path, Ended]) -> None:
     assert "silence 8" in done.out
 
 
-def test_what_is_missing_is_marked(made: tuple[Path, Ended]) -> None:
+def test_missing_frames_are_marked(made: tuple[Path, Ended]) -> None:
     out, _ = made
     assert present(out, "face", "vision") == present(out, "face", "audio") == [True] * 8
     assert present(out, "turned", "vision") == [True] * 8
@@ -129,10 +129,9 @@ def test_what_is_missing_is_marked(made: tuple[Path, Ended]) -> None:
     assert "person" in dataset.split("train").groups
 
 
-def test_a_turned_recording_has_the_features_of_the_upright_one_turned(
+def test_a_rotated_recording_has_the_same_distances_and_another_roll(
     made: tuple[Path, Ended],
 ) -> None:
-    """The face lies on its side, and its distances are the same."""
     rows = rows_of(made[0])
     (split, upright), (_, on_side) = rows["face"], rows["turned"]
     vision = split.frames["vision"]
@@ -141,7 +140,7 @@ def test_a_turned_recording_has_the_features_of_the_upright_one_turned(
     np.testing.assert_allclose(np.degrees(roll), -90, atol=2.5)
 
 
-def test_runs_are_equal_and_labels_cost_nothing(
+def test_runs_are_reproducible_and_new_labels_extract_nothing(
     clips: Path, made: tuple[Path, Ended], tmp_path: Path
 ) -> None:
     out = tmp_path / "own.h5"
@@ -162,7 +161,7 @@ def test_runs_are_equal_and_labels_cost_nothing(
     assert "face" in package.load_dataset(out).split("test").ids
 
 
-def test_a_killed_run_goes_on(clips: Path, made: tuple[Path, Ended], tmp_path: Path) -> None:
+def test_a_killed_run_resumes(clips: Path, made: tuple[Path, Ended], tmp_path: Path) -> None:
     out = tmp_path / "own.h5"
     killed = features(clips, out, first=ends_at("corrkd.media.folder", "write_with", 4))
     assert killed.code == -9
@@ -185,14 +184,14 @@ def kill_process() -> None:
 
 
 class KillingClip(ClipRow):
-    """Kills the process that is to extract it, as where a decoder crashes."""
+    """A clip that kills the process that extracts it, as a crashing decoder does."""
 
     def __reduce__(self) -> Any:
         return kill_process, ()
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_gives_the_same_and_leaves_a_killing_clip_out_alone(
+def test_a_ray_cluster_gives_the_same_and_leaves_out_only_a_killing_clip(
     clips: Path, made: tuple[Path, Ended], tmp_path: Path
 ) -> None:
     """On a real Ray of this machine, in workers whose current folder is another."""
@@ -214,7 +213,7 @@ def test_a_ray_cluster_gives_the_same_and_leaves_a_killing_clip_out_alone(
     assert extracted.clips == len(KEPT) - 1
 
 
-def test_a_killing_clip_takes_no_other_of_its_batch_with_it(
+def test_a_killing_clip_does_not_affect_its_batch(
     clips: Path, made: tuple[Path, Ended], tmp_path: Path
 ) -> None:
     listed = list_clips(clips)
@@ -276,7 +275,7 @@ def test_frames_by_word(clips: Path, tmp_path: Path) -> None:
     assert present(out, "voice", "audio") == [True] * 2
 
 
-def test_modalities_can_be_left_out_and_absent_ones_are(clips: Path, tmp_path: Path) -> None:
+def test_excluded_and_absent_modalities_are_left_out(clips: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sound"
     folder.mkdir()
     shutil.copy(clips / "voice.wav", folder)
@@ -288,7 +287,7 @@ def test_modalities_can_be_left_out_and_absent_ones_are(clips: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (("--out", "own.npz"), "must end in .h5"),
         (("--out", "own.h5", "--preset", "big"), "unknown preset of extractors 'big'"),
@@ -299,12 +298,12 @@ def test_modalities_can_be_left_out_and_absent_ones_are(clips: Path, tmp_path: P
     ],
 )
 def test_errors_are_one_line(
-    clips: Path, tmp_path: Path, words: tuple[str, ...], message: str
+    clips: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    assert message in corrkd("features", clips, *words, cwd=tmp_path).line
+    assert message in corrkd("features", clips, *arguments, cwd=tmp_path).line
 
 
-def test_nothing_that_can_be_read(tmp_path: Path) -> None:
+def test_a_folder_without_readable_clips_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "bad"
     folder.mkdir()
     (folder / "bad.mp4").write_bytes(b"bad")
@@ -317,7 +316,7 @@ def test_nothing_that_can_be_read(tmp_path: Path) -> None:
 # from the file to predictions
 
 
-def test_what_made_the_features_travels(made: tuple[Path, Ended], tmp_path: Path) -> None:
+def test_extractors_are_saved_with_the_dataset(made: tuple[Path, Ended], tmp_path: Path) -> None:
     dataset = package.load_dataset(made[0])
     assert dataset.extractors == describe(FeatureSettings()).model_dump(mode="json")
     assert dataset.extractors["modalities"]["vision"]["weights"]
@@ -325,7 +324,9 @@ def test_what_made_the_features_travels(made: tuple[Path, Ended], tmp_path: Path
     assert package.load_dataset(tmp_path / "own.safetensors").extractors == dataset.extractors
 
 
-def test_why_frames_are_missing_travels(made: tuple[Path, Ended], tmp_path: Path) -> None:
+def test_reasons_of_missing_frames_are_saved_with_the_dataset(
+    made: tuple[Path, Ended], tmp_path: Path
+) -> None:
     split, row = rows_of(made[0])["mute"]
     assert {m: texts[row] for m, texts in split.missing_reasons.items()} == {
         "language": "",
@@ -337,12 +338,12 @@ def test_why_frames_are_missing_travels(made: tuple[Path, Ended], tmp_path: Path
     expected = missing_frames(dataset)
     assert missing_frames(package.load_dataset(tmp_path / "own.safetensors")) == expected
     for m in dataset.modalities:
-        for name, part in dataset.splits.items():
+        for name, each in dataset.splits.items():
             count = expected[m][name]
             assert (
                 sum(count["reasons"].values())
                 == count["missing"]
-                == int((part.exists(m) & ~part.present[m]).sum())
+                == int((each.exists(m) & ~each.present[m]).sum())
             )
     assert expected["vision"]["train"] == {"frames": 32, "missing": 4, "reasons": {"no face": 4}}
 
@@ -355,8 +356,8 @@ def test_another_extractor_is_refused_by_name() -> None:
     (note,) = settings_of(described, "x")[1]
     assert note.startswith("av ")
     assert note.endswith("extracted with 0.1")
-    words_alone = {"language": described["modalities"]["language"]}
-    assert settings_of({**described, "modalities": words_alone}, "x")[1] == []
+    language_only = {"language": described["modalities"]["language"]}
+    assert settings_of({**described, "modalities": language_only}, "x")[1] == []
     described["modalities"]["vision"]["weights"] = {"face_mesh.safetensors": "0" * 64}
     with pytest.raises(
         CorrKDError, match=r"its vision was extracted by 'facemesh', which differs.*weights"
@@ -390,7 +391,7 @@ def model(made: tuple[Path, Ended], tmp_path_factory: pytest.TempPathFactory) ->
     return folder / "run"
 
 
-def test_a_recording_is_predicted_as_its_features_are(
+def test_a_recording_and_its_features_get_the_same_prediction(
     clips: Path, made: tuple[Path, Ended], model: Path, tmp_path: Path
 ) -> None:
     predictor = package.Predictor.from_pretrained(model)
@@ -401,12 +402,12 @@ def test_a_recording_is_predicted_as_its_features_are(
     by_id = {line["id"]: line for line in lines}
     texts = {"face.mp4": "I love this", "mute.mkv": "it was bad"}
     for name in ("face.mp4", "mute.mkv", "voice.wav", "note.txt", "vfr.mkv"):
-        said = predictor.predict_media(clips / name, text=texts.get(name, ""))
+        prediction = predictor.predict_media(clips / name, text=texts.get(name, ""))
         expected = by_id[Path(name).stem]
-        assert said.label == expected["label"]
-        assert said.probabilities is not None
-        assert said.probabilities == pytest.approx(expected["probabilities"], abs=1e-6)
-        assert said.used == pytest.approx(expected["used"])
+        assert prediction.label == expected["label"]
+        assert prediction.probabilities is not None
+        assert prediction.probabilities == pytest.approx(expected["probabilities"], abs=1e-6)
+        assert prediction.used == pytest.approx(expected["used"])
 
 
 def test_predict_takes_recordings(clips: Path, model: Path, tmp_path: Path) -> None:
@@ -427,7 +428,7 @@ def test_predict_takes_recordings(clips: Path, model: Path, tmp_path: Path) -> N
     assert "give the output file with --out" in corrkd("predict", model, "--data", "synthetic").line
 
 
-def test_a_model_of_other_data_says_so(clips: Path, model: Path, tmp_path: Path) -> None:
+def test_a_model_without_extractors_is_refused(clips: Path, model: Path, tmp_path: Path) -> None:
     predictor = package.Predictor.from_pretrained(model)
     predictor.card["about"] = {}
     with pytest.raises(CorrKDError, match="lists no extractors"):

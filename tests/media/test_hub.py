@@ -1,4 +1,4 @@
-"""Extractors that read models of transformers, on tiny ones with random parameters."""
+"""Extractors that run models of transformers, tested with tiny random ones."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["wav2vec2", "hubert", "wavlm", "whisper"])
-def test_speech_is_averaged_and_missing_as_of_prosody(
+def test_speech_is_averaged_and_missing_like_prosody(
     models: Path, tmp_path: Path, kind: str
 ) -> None:
     sound = np.concatenate([tone(1.0, 110), PAUSE, tone(4.05, 220)])
@@ -73,12 +73,12 @@ def test_speech_is_averaged_and_missing_as_of_prosody(
     assert (frames.values[10:20] == 0).all()
     assert np.isfinite(frames.values).all()
     assert (np.abs(frames.values[frames.present]).sum(1) > 0).all()
-    again = Speech(str(models / kind)).frames(clip)
-    np.testing.assert_array_equal(frames.values, again.values)
+    repeated = Speech(str(models / kind)).frames(clip)
+    np.testing.assert_array_equal(frames.values, repeated.values)
 
 
-def test_a_window_is_what_the_model_makes_of_it(models: Path, tmp_path: Path) -> None:
-    """A clip that fits one window: the means of the model's states, computed apart."""
+def test_a_single_window_matches_the_model(models: Path, tmp_path: Path) -> None:
+    """The frames are the means of the model's states, computed separately."""
     path = write_clip(tmp_path / "clip.wav", sound=tone(1.0))
     samples = next(Recording(path).sound()).samples
     model = transformers.AutoModel.from_pretrained(models / "wav2vec2").eval()
@@ -91,23 +91,23 @@ def test_a_window_is_what_the_model_makes_of_it(models: Path, tmp_path: Path) ->
     np.testing.assert_allclose(frames.values, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("most", [1, 3])
+@pytest.mark.parametrize("max_windows", [1, 3])
 def test_windows_cover_a_long_recording_once(
-    models: Path, tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch
+    models: Path, tmp_path: Path, max_windows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """States keep their times across windows, however many are read together."""
     monkeypatch.setattr(sound_windows, "CORE", 10)
     monkeypatch.setattr(sound_windows, "CONTEXT", 3)
     recording = Recording(write_clip(tmp_path / "clip.wav", sound=tone(5.23)))
-    parts = list(sound_windows.windows(recording, 16_000, 4_800))
-    own = [
-        window.samples[window.lead : window.lead + len(window.sound.samples)] for window in parts
+    windows = list(sound_windows.windows(recording, 16_000, 4_800))
+    cores = [
+        window.samples[window.lead : window.lead + len(window.sound.samples)] for window in windows
     ]
-    np.testing.assert_array_equal(np.concatenate(own), next(recording.sound()).samples)
-    assert [len(window.samples) for window in parts] == [20_800, *[25_600] * 3, 24_480, 8_480]
-    assert [len(batch) for batch in sound_windows.together(iter(parts), most, any_length=False)][
-        1
-    ] == most
+    np.testing.assert_array_equal(np.concatenate(cores), next(recording.sound()).samples)
+    assert [len(window.samples) for window in windows] == [20_800, *[25_600] * 3, 24_480, 8_480]
+    assert [
+        len(batch) for batch in sound_windows.together(iter(windows), max_windows, any_length=False)
+    ][1] == max_windows
     speech = sound_windows.SpeechModel(
         ModelFiles(ModelName(str(models / "wavlm"))), "AutoModel", "last_hidden_state", "cpu"
     )
@@ -116,8 +116,8 @@ def test_windows_cover_a_long_recording_once(
     )
     assert (np.diff(middles) > 0).all()
     np.testing.assert_allclose(np.diff(middles), 0.02, atol=0.012)
-    together = speech._read(parts[1:4])
-    for window, states in zip(parts[1:4], together, strict=True):
+    together = speech._read(windows[1:4])
+    for window, states in zip(windows[1:4], together, strict=True):
         np.testing.assert_allclose(states.values, speech._read([window])[0].values, atol=1e-5)
 
 
@@ -138,7 +138,7 @@ def test_the_shortest_sound(models: Path, tmp_path: Path, seconds: float) -> Non
 
 
 @pytest.mark.parametrize("kind", ["clip", "dinov2", "vit"])
-def test_faces_are_read_and_missing_as_of_the_mesh(models: Path, tmp_path: Path, kind: str) -> None:
+def test_faces_are_read_and_missing_like_the_mesh(models: Path, tmp_path: Path, kind: str) -> None:
     pictures = [*[with_face(0.4 + 0.05 * i) for i in range(4)], *[plain(120)] * 3]
     clip = Clip(write_clip(tmp_path / "clip.mkv", pictures, tone(1.0)))
     frames, embedded = Image(str(models / kind)).frames(clip), FaceMesh().frames(clip)
@@ -150,7 +150,7 @@ def test_faces_are_read_and_missing_as_of_the_mesh(models: Path, tmp_path: Path,
     assert np.ptp(frames.values[:4], axis=0).max() > 0
 
 
-def test_a_picture_that_stays_is_read_once(
+def test_an_unchanged_picture_is_read_once(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = Clip(write_clip(tmp_path / "clip.mkv", [with_face(), with_face(0.3)], times=[0, 2.0]))
@@ -169,7 +169,7 @@ def test_a_picture_that_stays_is_read_once(
 @pytest.mark.parametrize(
     "tree", [[], {}, {"size": 10**9, "image_mean": [0] * 3, "image_std": [1] * 3}, {"size": "x"}]
 )
-def test_a_preprocessor_that_says_nothing(tree: Any) -> None:
+def test_an_incomplete_preprocessor_is_refused(tree: Any) -> None:
     with pytest.raises(CorrKDError, match="has no valid size and colours"):
         preparation(tree, "x")
 
@@ -216,8 +216,8 @@ def test_a_word_without_a_piece_is_missing(models: Path) -> None:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Clips of unequal lengths; one is without sound, one silent, one without a face, one a text,
-    one longer than a window of the tiny Whisper.
+    """Return clips of unequal lengths: one without sound, one silent, one without a face, one a
+    text, one longer than a window of the tiny Whisper.
     """
     folder = tmp_path_factory.mktemp("clips")
     moving = [with_face(0.4 + 0.02 * i) for i in range(8)]
@@ -248,11 +248,11 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         ("audio=speech:wav2vec2-large", 1),
         ("audio=speech:hubert-large", 1),
         ("audio=speech:wavlm-large", 1),
-        ("audio=speech:wav2vec2", 3),  # padding would change it: equal lengths alone
+        ("audio=speech:wav2vec2", 3),  # padding would change it: only equal lengths
         ("audio=speech:wavlm", 3),
     ],
 )
-def test_clips_read_together_are_as_each_alone(
+def test_clips_read_together_match_single_ones(
     models: Path, clips: list[Path], extractor: str, num_calls: int
 ) -> None:
     modality, _, name = extractor.partition("=")
@@ -276,21 +276,23 @@ def test_clips_read_together_are_as_each_alone(
 
 
 def test_a_folder_is_read_in_batches(models: Path, clips: list[Path], tmp_path: Path) -> None:
-    """A clip that cannot be read takes no other of its batch with it."""
+    """A clip that cannot be read does not affect the others of its batch."""
     folder = tmp_path / "clips"
     folder.mkdir()
     for path in clips:
         shutil.copy(path, folder)
         shutil.copy(path.with_suffix(".txt"), folder)
     (folder / "corrupt.mkv").write_bytes(bytes(3000))
-    words = [
+    arguments = [
         *("--extractor", f"audio=speech:{models / 'wavlm-large'}"),
         *("--extractor", f"language=text:{models / 'bert'}", "--extractor", "vision=none"),
     ]
     splits = []
     for batch, jobs in ((1, 1), (3, 1), (3, 2)):
         out = tmp_path / f"{batch}-{jobs}.h5"
-        done = corrkd("features", folder, "--out", out, *words, "--batch", batch, "--jobs", jobs)
+        done = corrkd(
+            "features", folder, "--out", out, *arguments, "--batch", batch, "--jobs", jobs
+        )
         assert done.code == 1, done.err
         assert "left out: corrupt.mkv: " in done.err
         (split,) = load_dataset(out, targets=False).splits.values()
@@ -302,16 +304,16 @@ def test_a_folder_is_read_in_batches(models: Path, clips: list[Path], tmp_path: 
 
 
 # -----------------------------------------------------------------------------------------------
-# what is chosen and refused
+# selection and refusal
 
 
-def chosen(models: Path, **changes: Any) -> FeatureSettings:
+def settings_for(models: Path, **changes: Any) -> FeatureSettings:
     extractors = {"language": f"text:{models / 'bert'}", "audio": f"speech:{models / 'wavlm'}"}
     return FeatureSettings(extractors=extractors, **changes)
 
 
 def test_a_description_gives_the_same_extractors(models: Path, tmp_path: Path) -> None:
-    settings = chosen(models, align="words")
+    settings = settings_for(models, align="words")
     described: dict[str, Any] = json.loads(describe(settings).model_dump_json())
     assert settings_of(described, "x") == (settings, [])
     assert described["libraries"]["transformers"] == transformers.__version__
@@ -320,10 +322,9 @@ def test_a_description_gives_the_same_extractors(models: Path, tmp_path: Path) -
     assert len(audio["weights"]["model.safetensors"]) == 64
     assert len(audio["columns"]) == 8
     clip = write_clip(tmp_path / "a.wav", sound=tone(1.0))
-    again = extract(clip, settings_of(described, "x")[0], "good films")
-    np.testing.assert_array_equal(
-        again.frames["audio"].values, extract(clip, settings, "good films").frames["audio"].values
-    )
+    repeated = extract(clip, settings_of(described, "x")[0], "good films")
+    expected = extract(clip, settings, "good films")
+    np.testing.assert_array_equal(repeated.frames["audio"].values, expected.frames["audio"].values)
     audio["weights"]["model.safetensors"] = "0" * 64
     with pytest.raises(
         CorrKDError,
@@ -337,7 +338,7 @@ def test_a_description_gives_the_same_extractors(models: Path, tmp_path: Path) -
         settings_of(described, "x")
 
 
-def test_a_commit_of_the_hub_is_kept(
+def test_a_commit_of_the_hub_is_recorded(
     models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     fetched = []
@@ -381,12 +382,12 @@ def test_models_that_are_refused(models: Path, tmp_path: Path) -> None:
     bert = json.loads((models / "bert" / "config.json").read_text())
 
     def folder(name: str, **config: Any) -> Path:
-        made = tmp_path / name
-        made.mkdir()
+        copy = tmp_path / name
+        copy.mkdir()
         for file in (models / "bert").iterdir():
-            (made / file.name).write_bytes(file.read_bytes())
-        (made / "config.json").write_text(json.dumps(bert | config))
-        return made
+            (copy / file.name).write_bytes(file.read_bytes())
+        (copy / "config.json").write_text(json.dumps(bert | config))
+        return copy
 
     deeper = folder("deeper", num_hidden_layers=2)
     with pytest.raises(

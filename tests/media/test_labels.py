@@ -1,4 +1,4 @@
-"""Which clips a folder has, and what is known of them."""
+"""The clips of a folder and their labels."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_folder_without_labels_is_its_recordings(tmp_path: Path) -> None:
     assert clips.columns == ()
 
 
-def test_labels_say_which_clips_and_what_they_are(tmp_path: Path) -> None:
+def test_labels_list_the_clips_and_their_facts(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "a.mp4", "sub/b.wav")
     (tmp_path / "labels.csv").write_text(
         '\ufefffile;text;label;score;person;split;mood;order\na.mp4;"so; '
@@ -98,14 +98,14 @@ def test_the_layout_of_mmsa_fet(tmp_path: Path) -> None:
         ('file,text\na.mp4,"open\n', "not readable CSV"),
     ],
 )
-def test_what_is_wrong_with_labels_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+def test_wrong_labels_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "labels.csv").write_text(text, "utf-8")
     with pytest.raises(CorrKDError) as caught:
         list_clips(tmp_path)
     assert message in str(caught.value)
 
 
-def test_no_folder_and_an_empty_one(tmp_path: Path) -> None:
+def test_absent_and_empty_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CorrKDError, match="no such folder"):
         list_clips(tmp_path / "nowhere")
     with pytest.raises(CorrKDError, match="no recordings in it"):

@@ -38,16 +38,16 @@ def test_subtitles_give_words_their_times() -> None:
     assert [word.text for word in subtitle_words(SRT.replace("\ufeff", ""))] == ["no", "way"]
 
 
-def test_where_a_transcript_comes_from(tmp_path: Path) -> None:
+def test_sources_of_transcripts(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.wav", sound=tone(1.0))
     assert transcript_of(path).source == "none"
     (tmp_path / "clip.txt").write_text("plain words here", "utf-8")
     assert (transcript_of(path).source, len(transcript_of(path).words)) == ("txt", 3)
     (tmp_path / "clip.srt").write_text(SRT, "utf-8")
     assert (transcript_of(path).source, transcript_of(path).is_timed) == ("srt", True)
-    given = transcript_of(path, "from the labels")
-    assert (given.source, given.words[0].text, given.is_timed) == ("labels", "from", False)
-    assert math.isnan(given.words[0].start)
+    labelled = transcript_of(path, "from the labels")
+    assert (labelled.source, labelled.words[0].text, labelled.is_timed) == ("labels", "from", False)
+    assert math.isnan(labelled.words[0].start)
     (tmp_path / "clip.srt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(CorrKDError, match=r"clip.srt: not UTF-8"):
         transcript_of(path)
@@ -66,4 +66,4 @@ def test_spread_keeps_order_and_span() -> None:
     words = spread([Word("a"), Word("bbb"), Word("cc")], 2.0, 4.0)
     assert words[0].start == 2.0
     assert words[-1].end == pytest.approx(4.0)
-    assert all(one.end == other.start for one, other in pairwise(words))
+    assert all(first.end == second.start for first, second in pairwise(words))

@@ -1,4 +1,4 @@
-"""Words of recordings without a transcript, and the times of words: a fake of faster-whisper, and
+"""Words of recordings without a transcript, and times of words, by a fake of faster-whisper and by
 tiny CTC models.
 """
 
@@ -33,28 +33,28 @@ PAUSE = np.zeros(16_000, np.float32)
 
 
 def collapsed(path: tuple[int, ...]) -> list[int]:
-    """Return what a path of CTC reads as: repeats once, without blanks (0)."""
+    """Collapse a path of CTC: repeats once, without blanks (0)."""
     return [label for label, _ in itertools.groupby(path) if label]
 
 
 @pytest.mark.parametrize("ids", [[1], [1, 2], [1, 1], [2, 1, 2], [1, 1, 2], [2, 2, 2]])
 @pytest.mark.parametrize("frames", [1, 3, 5, 6])
-def test_the_best_path_is_that_of_all_paths(ids: list[int], frames: int) -> None:
+def test_the_best_path_matches_an_exhaustive_search(ids: list[int], frames: int) -> None:
     scores = np.log(np.random.default_rng(frames).dirichlet(np.ones(3), frames)).astype(np.float32)
     every = [path for path in itertools.product(range(3), repeat=frames) if collapsed(path) == ids]
-    found = best_path(scores, np.array(ids), 0)
+    alignment = best_path(scores, np.array(ids), 0)
     if not every:
-        assert found is None
+        assert alignment is None
         return
-    assert found is not None
-    labels = np.where(found >= 0, np.array(ids)[found], 0)
+    assert alignment is not None
+    labels = np.where(alignment >= 0, np.array(ids)[alignment], 0)
     assert collapsed(tuple(labels.tolist())) == ids
     best = max(scores[np.arange(frames), list(path)].sum() for path in every)
     assert scores[np.arange(frames), labels].sum() == pytest.approx(best, rel=1e-5)
-    assert (np.diff(found[found >= 0]) >= 0).all()
+    assert (np.diff(alignment[alignment >= 0]) >= 0).all()
 
 
-def test_letters_are_taken_as_the_model_has_them() -> None:
+def test_letters_are_mapped_to_the_models_vocabulary() -> None:
     letters = letters_of(["Café", "42", "it's"], CTC_VOCABULARY, 4)
     text = {number: letter for letter, number in CTC_VOCABULARY.items()}
     assert "".join(text[i] for i in letters.ids.tolist()) == "CAFE|IT'S"
@@ -66,9 +66,9 @@ def test_letters_are_taken_as_the_model_has_them() -> None:
 def test_words_last_from_their_first_letter_to_their_last() -> None:
     letters = letters_of(["1", "ab", "2", "3", "c", "4"], {"a": 1, "b": 2, "c": 3, "|": 4}, 4)
     path = np.array([-1, 0, -1, 1, 2, -1, 3, 3])
-    at = np.arange(8) * 0.02
+    times = np.arange(8) * 0.02
     words = timed(
-        [Word(text) for text in ("1", "ab", "2", "3", "c", "4")], letters, path, at, at + 0.02
+        [Word(text) for text in ("1", "ab", "2", "3", "c", "4")], letters, path, times, times + 0.02
     )
     spans = [(word.text, round(word.start, 3), round(word.end, 3)) for word in words]
     assert spans == [
@@ -103,21 +103,21 @@ def test_words_get_times_from_a_model(reader: Path, tmp_path: Path) -> None:
     assert words == Clip(path, "so very 7 good", align=align).timed_words
 
 
-def test_the_path_follows_what_the_model_hears(
+def test_the_path_follows_the_models_scores(
     reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model that is certain of a letter at a time gives the word that time."""
+    """A model that is certain of a letter at a time gives its word that time."""
     recording = Recording(write_clip(tmp_path / "a.wav", sound=tone(2.0)))
     align = Aligner(str(reader))
 
-    def heard(_: Recording, used: Any) -> tuple[Any, Any, float]:
+    def certain_scores(_: Recording, used: Any) -> tuple[Any, Any, float]:
         scores = np.full((100, len(CTC_VOCABULARY)), -20.0, np.float32)
         scores[:, 0] = 0
         for letter, frames in (("N", (20, 22)), ("O", (22, 30)), ("|", (40, 41)), ("W", (70, 75))):
             scores[slice(*frames), [0, CTC_VOCABULARY[letter]]] = -20, 0
         return scores[:, used], (np.arange(100) + 0.5) * 0.02, 0.02
 
-    monkeypatch.setattr(align, "_heard", heard)
+    monkeypatch.setattr(align, "_heard", certain_scores)
     words = align(recording, [Word("no"), Word("w")])
     assert words is not None
     np.testing.assert_allclose([(w.start, w.end) for w in words], [(0.4, 0.6), (1.4, 1.5)])
@@ -165,7 +165,7 @@ def test_an_align_model_is_described(reader: Path, tmp_path: Path) -> None:
 
 
 class FakeModel:
-    """Says two words in the first second of whatever it hears."""
+    """A model that returns two words in the first second of any sound."""
 
     made: dict[str, Any]
     heard: list[int]
@@ -197,7 +197,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_what_has_no_transcript_is_transcribed(fake: Path, tmp_path: Path) -> None:
+def test_recordings_without_a_transcript_are_transcribed(fake: Path, tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.wav", sound=tone(1.0))
     transcribe = Transcriber(str(fake))
     clip = Clip(path, transcribe=transcribe)
@@ -214,7 +214,7 @@ def test_what_has_no_transcript_is_transcribed(fake: Path, tmp_path: Path) -> No
     assert Clip(path, "a text", transcribe=transcribe).transcript.source == "labels"
     path.with_suffix(".txt").write_text("so good", "utf-8")
     assert Clip(path, transcribe=transcribe).transcript.source == "txt"
-    path.with_suffix(".txt").write_text(" ", "utf-8")  # says that nobody speaks
+    path.with_suffix(".txt").write_text(" ", "utf-8")  # an empty transcript
     assert Clip(path, transcribe=transcribe).words == ()
     silent = write_clip(tmp_path / "b.wav", sound=PAUSE)
     FakeModel.heard.clear()
@@ -230,17 +230,17 @@ def test_what_has_no_transcript_is_transcribed(fake: Path, tmp_path: Path) -> No
 def test_long_sound_is_cut_where_it_is_quiet(tmp_path: Path) -> None:
     sound = np.concatenate([tone(1.75), PAUSE[:1600], tone(1.5), PAUSE, PAUSE, tone(0.4)])
     recording = Recording(write_clip(tmp_path / "a.wav", sound=sound))
-    parts = list(quiet_cuts(recording, piece=20, margin=5))
-    assert parts[0][0] == 0.0
-    assert 1.7 < parts[1][0] < 1.9
-    for start, samples in parts:
+    pieces = list(quiet_cuts(recording, piece=20, margin=5))
+    assert pieces[0][0] == 0.0
+    assert 1.7 < pieces[1][0] < 1.9
+    for start, samples in pieces:
         assert len(samples) <= 20 * 1600
-        at = round(start * 16_000)
-        np.testing.assert_allclose(samples, sound[at : at + len(samples)], atol=1e-3)
-    heard = np.zeros(len(sound), bool)
-    for start, samples in parts:
-        heard[round(start * 16_000) :][: len(samples)] = True
-    assert heard[np.abs(sound) > 0.01].all()
+        index = round(start * 16_000)
+        np.testing.assert_allclose(samples, sound[index : index + len(samples)], atol=1e-3)
+    covered = np.zeros(len(sound), bool)
+    for start, samples in pieces:
+        covered[round(start * 16_000) :][: len(samples)] = True
+    assert covered[np.abs(sound) > 0.01].all()
 
 
 def test_without_faster_whisper(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,8 +251,8 @@ def test_without_faster_whisper(monkeypatch: pytest.MonkeyPatch) -> None:
         Transcriber("base")
 
 
-def test_the_real_package_takes_what_is_asked_of_it(tmp_path: Path) -> None:
-    """Names and options only: a model is too large to be made here."""
+def test_the_real_package_accepts_the_arguments(tmp_path: Path) -> None:
+    """Only names and options: a real model is too large for a test."""
     import inspect
 
     real = pytest.importorskip("faster_whisper")

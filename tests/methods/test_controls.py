@@ -48,7 +48,7 @@ def network(settings: NetworkSettings = SMALL) -> CorrKDNetwork:
 
 
 def losses_of(method: Method, output: Output, labels: Tensor) -> Losses:
-    """The losses where the student answers with `output`."""
+    """Return the losses of a student that outputs `output`."""
     method.student.in_context = lambda inputs, context: output
     return method(training_batch(make_samples(make_dataset()), len(labels), targets=labels))
 
@@ -62,8 +62,8 @@ def softmax(row: Tensor, temperature: float) -> list[float]:
 def test_divergence_by_hand(temperature: float) -> None:
     student, teacher = outputs(0).logits, outputs(1).logits
     total = 0.0
-    for own, known in zip(student, teacher, strict=True):
-        q, p = softmax(own, temperature), softmax(known, temperature)
+    for student_row, teacher_row in zip(student, teacher, strict=True):
+        q, p = softmax(student_row, temperature), softmax(teacher_row, temperature)
         total += sum(b * (math.log(b) - math.log(a)) for a, b in zip(q, p, strict=True))
     expected = temperature**2 * total / len(student)
     assert CLASSES.response_divergence(student, teacher, temperature).item() == pytest.approx(
@@ -71,13 +71,13 @@ def test_divergence_by_hand(temperature: float) -> None:
     )
 
 
-def test_divergence_of_questions_is_the_mean_over_them_and_of_scores_the_squared_error() -> None:
+def test_question_divergence_is_a_mean_and_score_divergence_a_squared_error() -> None:
     student, teacher = outputs(0, (7, 4, 2)).logits, outputs(1, (7, 4, 2)).logits
     each = [CLASSES.response_divergence(student[:, q], teacher[:, q]).item() for q in range(4)]
     assert QUESTIONS.response_divergence(student, teacher).item() == pytest.approx(sum(each) / 4)
-    own, known = student[:, 0, :1], teacher[:, 0, :1]
-    assert SCORE.response_divergence(own, known).item() == pytest.approx(
-        ((own - known) ** 2).mean().item()
+    student_scores, teacher_scores = student[:, 0, :1], teacher[:, 0, :1]
+    assert SCORE.response_divergence(student_scores, teacher_scores).item() == pytest.approx(
+        ((student_scores - teacher_scores) ** 2).mean().item()
     )
 
 
@@ -91,21 +91,23 @@ def test_the_teacher_gets_no_gradient_and_large_logits_stay_finite() -> None:
 
 
 def test_terms_and_weights_of_the_distillations() -> None:
-    output, known = outputs(0), TeacherOutputs(*outputs(1))
+    output, teachers = outputs(0), TeacherOutputs(*outputs(1))
     labels = torch.arange(7) % 3
     losses = losses_of(
-        ResponseKL(network(), ResponseKLOptions(kl=KL(weight=0.5)), teachers=known), output, labels
+        ResponseKL(network(), ResponseKLOptions(kl=KL(weight=0.5)), teachers=teachers),
+        output,
+        labels,
     )
     assert weights(losses) == {"task": 1.0, "kl": 0.5}
     terms = values(losses)
     assert terms["task"].item() == pytest.approx(CLASSES.task_loss(output.logits, labels).item())
     by_hand = sum(
         (float(a) - float(b)) ** 2
-        for row, other in zip(output.representation, known.representation, strict=True)
+        for row, other in zip(output.representation, teachers.representation, strict=True)
         for a, b in zip(row, other, strict=True)
     )
     losses = losses_of(
-        FeatureMSE(network(), FeatureMSEOptions(mse=WeightedLoss(weight=2.0)), teachers=known),
+        FeatureMSE(network(), FeatureMSEOptions(mse=WeightedLoss(weight=2.0)), teachers=teachers),
         output,
         labels,
     )
@@ -114,22 +116,22 @@ def test_terms_and_weights_of_the_distillations() -> None:
     assert terms["mse"].item() == pytest.approx(by_hand / (7 * 24))
 
 
-def test_corrkd_with_kl_in_place_of_rcd() -> None:
-    output, known = outputs(0), TeacherOutputs(*outputs(1))
+def test_corrkd_with_kl_instead_of_rcd() -> None:
+    output, teachers = outputs(0), TeacherOutputs(*outputs(1))
     method = CorrKD(
         network(),
         CorrKDOptions.model_validate({"rcd": {"weight": 0.0}, "kl": {"weight": 1.0}}),
-        teachers=known,
+        teachers=teachers,
     )
     terms = values(losses_of(method, output, torch.arange(7) % 3))
     assert list(terms) == ["task", "scd", "cpd", "kl"]
     assert terms["kl"].item() == pytest.approx(
-        CLASSES.response_divergence(output.logits, known.logits).item()
+        CLASSES.response_divergence(output.logits, teachers.logits).item()
     )
     assert not [name for name, _ in method.named_parameters() if name.startswith("rcd")]
 
 
-def test_late_fusion_averages_the_responses_of_what_is_visible() -> None:
+def test_late_fusion_averages_the_responses_of_visible_modalities() -> None:
     dataset = make_dataset()
     net = LateFusionNetwork(
         dataset.widths, dict.fromkeys(dataset.widths, 6), target=CLASSES, settings=SMALL
@@ -138,14 +140,14 @@ def test_late_fusion_averages_the_responses_of_what_is_visible() -> None:
     visible = {**batch.present, "audio": torch.zeros_like(batch.present["audio"])}
     inputs = batch.complete()._replace(visible=visible)
     with torch.no_grad():
-        votes, shown = net.votes(inputs)
+        votes, has_vote = net.votes(inputs)
         response = torch.softmax(net(inputs).logits, -1)
-    assert shown.tolist() == [[True, False, True]] * 5
+    assert has_vote.tolist() == [[True, False, True]] * 5
     mean = (torch.softmax(votes[0], -1) + torch.softmax(votes[2], -1)) / 2
     torch.testing.assert_close(response, mean)
 
 
-def test_late_fusion_learns_nothing_of_a_modality_from_samples_without_it() -> None:
+def test_late_fusion_trains_no_modality_on_samples_without_it() -> None:
     dataset = make_dataset()
     net = LateFusionNetwork(
         dataset.widths, dict.fromkeys(dataset.widths, 6), target=CLASSES, settings=SMALL
@@ -158,18 +160,16 @@ def test_late_fusion_learns_nothing_of_a_modality_from_samples_without_it() -> N
     votes, _ = net.votes(inputs)
     assert loss.item() == pytest.approx(CLASSES.task_loss(votes[0], batch.targets).item(), rel=1e-5)
     loss.backward()
-    for place, used in enumerate((True, False, False)):
+    for index, used in enumerate((True, False, False)):
         touched = any(
-            p.grad is not None and bool(p.grad.any()) for p in net.classifiers[place].parameters()
+            p.grad is not None and bool(p.grad.any()) for p in net.classifiers[index].parameters()
         )
         assert touched == used
 
 
 @pytest.mark.parametrize("name", list(BUILT_IN))
-def test_every_method_has_losses_by_name(name: str) -> None:
-    """Each a weight and a scalar, by the same names in every batch, which the loop's records depend
-    on.
-    """
+def test_every_method_returns_named_losses(name: str) -> None:
+    """The names are the same in every batch, as the loop's records require."""
     kind = method_class(name)
     samples = make_samples(make_dataset())
     frames = {m: x.shape[1] for m, x in samples.exists.items()}
@@ -187,7 +187,7 @@ def test_every_method_has_losses_by_name(name: str) -> None:
     assert {key.split(".")[0] for key in kind.search} <= {"method", "network"}
 
 
-def test_a_distillation_without_teachers_is_one_line() -> None:
+def test_a_distillation_without_teachers_is_refused_in_one_line() -> None:
     with pytest.raises(
         CorrKDError, match="Plain KL distillation: needs the outputs of teachers"
     ) as error:
@@ -196,9 +196,7 @@ def test_a_distillation_without_teachers_is_one_line() -> None:
 
 
 @pytest.mark.parametrize(("kind", "term"), [(CorrKD, "scd"), (FeatureMSE, "mse")])
-def test_between_representations_of_two_widths_a_projection_is_learnt(
-    kind: type[Method], term: str
-) -> None:
+def test_a_projection_is_learnt_between_different_widths(kind: type[Method], term: str) -> None:
     samples = make_samples(make_dataset())
     wide = network(SMALL.model_copy(update={"width": 16}))
     teachers = TeacherOutputs(torch.randn(48, 24), torch.randn(48, 3))
@@ -223,7 +221,7 @@ def test_between_representations_of_two_widths_a_projection_is_learnt(
 
 
 @pytest.mark.parametrize(
-    ("kind", "line"),
+    ("kind", "message"),
     [
         (
             CorrKD,
@@ -233,10 +231,10 @@ def test_between_representations_of_two_widths_a_projection_is_learnt(
         (FeatureMSE, r"Feature-MSE distillation: .* and the teachers have none; .*, or train kl"),
     ],
 )
-def test_without_a_representation_what_compares_them_is_refused(
-    kind: type[Method], line: str
+def test_teachers_without_representations_are_refused_where_those_are_compared(
+    kind: type[Method], message: str
 ) -> None:
-    with pytest.raises(CorrKDError, match=line) as error:
+    with pytest.raises(CorrKDError, match=message) as error:
         kind(network(), teachers=TeacherOutputs(torch.zeros(48, 0), torch.randn(48, 3)))
     assert "\n" not in str(error.value)
 

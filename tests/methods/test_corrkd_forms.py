@@ -1,4 +1,4 @@
-"""CorrKD's mended forms: what they compare, and whose representations they take."""
+"""CorrKD's mended forms: what they compare, and with which teacher."""
 
 from __future__ import annotations
 
@@ -41,45 +41,43 @@ N, TRAIN = 7, 20
 def method(
     teachers: TeacherOutputs, targets: Tensor, target: Target | None = None, **options: Any
 ) -> CorrKD:
-    """A method at the start of a training on samples with these targets."""
+    """Return a method at the start of training on samples with these targets."""
     torch.manual_seed(0)
     dataset = make_dataset()
     target = target or make_samples(dataset).target
     network = CorrKDNetwork(
         dataset.widths, dict.fromkeys(dataset.widths, 6), target=target, settings=SMALL
     )
-    plus = CorrKD(
+    corrkd = CorrKD(
         network.double(), CorrKDOptions.model_validate({**MENDED, **options}), teachers=teachers
     ).double()
-    plus.start(SimpleNamespace(targets=targets))  # type: ignore[arg-type]
-    return plus
+    corrkd.start(SimpleNamespace(targets=targets))  # type: ignore[arg-type]
+    return corrkd
 
 
 def losses(
-    plus: CorrKD, student: Output, targets: Tensor, rows: Tensor, visible: Tensor | None = None
+    corrkd: CorrKD, student: Output, targets: Tensor, rows: Tensor, visible: Tensor | None = None
 ) -> Losses:
-    """The losses where the student answers with `student`; `visible`: (N, M), which modalities a
-    sample shows, default: all.
-    """
+    """Return the losses of a student that outputs `student`; `visible` (N, M) defaults to all."""
     samples = make_samples(make_dataset())
     batch = samples.take(torch.arange(len(rows)))
     inputs = batch.complete()
     if visible is not None:
         columns = zip(inputs.visible.items(), visible.unbind(1), strict=True)
-        inputs = inputs._replace(visible={m: x & shows[:, None] for (m, x), shows in columns})
-    plus.student.in_context = lambda inputs, context: student  # type: ignore[method-assign]
-    return plus(TrainingBatch(inputs, targets, samples.context(rows)))
+        inputs = inputs._replace(visible={m: x & seen[:, None] for (m, x), seen in columns})
+    corrkd.student.in_context = lambda inputs, context: student  # type: ignore[method-assign]
+    return corrkd(TrainingBatch(inputs, targets, samples.context(rows)))
 
 
-def spoken(seed: int, count: int, teachers: int = 3) -> TeacherOutputs:
-    """Of several teachers, each with a mean and a scale of its own."""
+def make_teachers(seed: int, count: int, num_teachers: int = 3) -> TeacherOutputs:
+    """Return outputs of several teachers that differ in mean and scale."""
     random = torch.Generator().manual_seed(seed)
-    by = torch.arange(count) % teachers
+    ids = torch.arange(count) % num_teachers
 
     def draw(width: int) -> Tensor:
         return torch.randn(count, width, generator=random, dtype=torch.float64)
 
-    return TeacherOutputs((draw(24) + 5 * by[:, None]) * (1 + by[:, None]), draw(3), by)
+    return TeacherOutputs((draw(24) + 5 * ids[:, None]) * (1 + ids[:, None]), draw(3), ids)
 
 
 def output(seed: int = 5, logits: tuple[int, ...] = (N, 3)) -> Output:
@@ -91,173 +89,179 @@ def output(seed: int = 5, logits: tuple[int, ...] = (N, 3)) -> Output:
 
 
 def test_relations_and_prototypes_are_within_each_teacher() -> None:
-    whole, labels = spoken(1, TRAIN), torch.arange(TRAIN) // 3 % 3
-    plus = method(whole, labels)
+    teachers, labels = make_teachers(1, TRAIN), torch.arange(TRAIN) // 3 % 3
+    corrkd = method(teachers, labels)
     rows = torch.tensor([0, 3, 4, 7, 11, 12, 18])
-    known, own = whole.apply(lambda x: x[rows]), output()
-    terms = values(losses(plus, own, labels[rows], rows))
+    selected, outputs = teachers.apply(lambda x: x[rows]), output()
+    terms = values(losses(corrkd, outputs, labels[rows], rows))
     assert list(terms) == ["task", "scd", "cpd", "rcd"]
-    assert whole.answered_by is not None
-    by, centred = whole.answered_by, whole.representation.clone()
+    assert teachers.answered_by is not None
+    teacher_ids, centred = teachers.answered_by, teachers.representation.clone()
     for teacher in range(3):
-        centred[by == teacher] -= whole.representation[by == teacher].mean(0)
-    scd = sample_relation_distillation(own.representation, centred[rows], by[rows])
+        centred[teacher_ids == teacher] -= teachers.representation[teacher_ids == teacher].mean(0)
+    scd = sample_relation_distillation(outputs.representation, centred[rows], teacher_ids[rows])
     torch.testing.assert_close(terms["scd"], scd)
-    rcd = decoupled_divergence(own.logits, known.logits, labels[rows], nontarget=2.0)
+    rcd = decoupled_divergence(outputs.logits, selected.logits, labels[rows], nontarget=2.0)
     torch.testing.assert_close(terms["rcd"], rcd)
-    # CPD by loops: the teacher's prototypes from all that it answered for, the student's from the
-    # batch.
-    student = own.representation - own.representation.mean(0)
+    # CPD by loops: a teacher's prototypes are of all its samples, the student's of the batch.
+    student = outputs.representation - outputs.representation.mean(0)
     total = 0.0
-    for place, row in enumerate(rows.tolist()):
+    for i, row in enumerate(rows.tolist()):
         for k in range(3):
             mine = student[labels[rows] == k].mean(0)
-            theirs = centred[(by == by[row]) & (labels == k)].mean(0)
-            difference = cosine_similarity(student[place], mine, 0) - cosine_similarity(
+            theirs = centred[(teacher_ids == teacher_ids[row]) & (labels == k)].mean(0)
+            difference = cosine_similarity(student[i], mine, 0) - cosine_similarity(
                 centred[row], theirs, 0
             )
             total += difference.item() ** 2
     assert terms["cpd"].item() == pytest.approx(total / (N * 3), rel=1e-9)
 
 
-def test_a_class_that_a_teacher_did_not_meet_or_met_alone_is_compared_with_nothing() -> None:
-    whole, labels = spoken(1, TRAIN), torch.arange(TRAIN) // 3 % 3
-    assert whole.answered_by is not None
-    labels[whole.answered_by == 0] = labels[whole.answered_by == 0].clamp(max=1)
-    labels[whole.answered_by == 1] = 2
-    plus = method(whole, labels)
-    found = plus.prototypes.norm(dim=-1)[:, 0] > 0
-    assert found.tolist() == [[True, True, False], [False, False, False], [True, True, True]]
+def test_classes_that_a_teacher_lacks_or_has_alone_are_skipped() -> None:
+    teachers, labels = make_teachers(1, TRAIN), torch.arange(TRAIN) // 3 % 3
+    assert teachers.answered_by is not None
+    labels[teachers.answered_by == 0] = labels[teachers.answered_by == 0].clamp(max=1)
+    labels[teachers.answered_by == 1] = 2
+    corrkd = method(teachers, labels)
+    has_prototype = corrkd.prototypes.norm(dim=-1)[:, 0] > 0
+    assert has_prototype.tolist() == [
+        [True, True, False],
+        [False, False, False],
+        [True, True, True],
+    ]
     rows = torch.tensor([0, 1, 2, 3, 4, 5, 8])
-    own = output().representation.requires_grad_()
-    values(losses(plus, Output(own, output().logits), labels[rows], rows))["cpd"].backward()
-    assert own.grad is not None
-    own.grad = None
-    # Only the rows of the second teacher: nothing is known of any class.
-    one = torch.tensor([1, 4, 7, 10, 13, 16, 19])
+    h = output().representation.requires_grad_()
+    values(losses(corrkd, Output(h, output().logits), labels[rows], rows))["cpd"].backward()
+    assert h.grad is not None
+    h.grad = None
+    # Only the second teacher's rows: no class has a prototype.
+    others = torch.tensor([1, 4, 7, 10, 13, 16, 19])
     mixed = torch.arange(N) % 3  # whatever the batch's labels are
-    loss = values(losses(plus, Output(own, output().logits), mixed, one))["cpd"]
+    loss = values(losses(corrkd, Output(h, output().logits), mixed, others))["cpd"]
     loss.backward()
     assert loss.item() == 0.0
-    assert own.grad is None or not own.grad.any()
+    assert h.grad is None or not h.grad.any()
 
 
-def test_one_teacher_is_compared_with_whole() -> None:
-    whole, labels = spoken(1, N), torch.arange(N) % 3
-    for known in (
-        whole._replace(answered_by=None),
-        whole._replace(answered_by=torch.zeros(N, dtype=torch.int64)),
+def test_a_single_teacher_is_compared_over_all_samples() -> None:
+    teachers, labels = make_teachers(1, N), torch.arange(N) % 3
+    for single in (
+        teachers._replace(answered_by=None),
+        teachers._replace(answered_by=torch.zeros(N, dtype=torch.int64)),
     ):
-        plus = method(known, labels)
-        centred = whole.representation - whole.representation.mean(0)
-        scd = values(losses(plus, output(), labels, torch.arange(N)))["scd"]
+        corrkd = method(single, labels)
+        centred = teachers.representation - teachers.representation.mean(0)
+        scd = values(losses(corrkd, output(), labels, torch.arange(N)))["scd"]
         torch.testing.assert_close(
             scd, sample_relation_distillation(output().representation, centred)
         )
 
 
-def test_the_papers_three_losses_hear_the_same_teachers() -> None:
-    """SCD, CPD and RCD are of one set of teacher outputs, out of fold or not."""
+def test_the_papers_three_losses_use_the_same_teacher_outputs() -> None:
+    """SCD, CPD and RCD use the same outputs, out of fold or not."""
     forms = {"scd": {"form": "contrast"}, "cpd": {"form": "batch"}, "rcd": {"form": "information"}}
-    teacher, labels, own = spoken(1, N), torch.arange(N) % 3, output()
-    for given in (teacher, teacher._replace(answered_by=None)):
-        literal = method(given, labels, **forms)
+    teacher, labels, student = make_teachers(1, N), torch.arange(N) % 3, output()
+    for outputs in (teacher, teacher._replace(answered_by=None)):
+        literal = method(outputs, labels, **forms)
         assert isinstance(literal.scd, SampleContrastiveDistillation)
-        terms = values(losses(literal, own, labels, torch.arange(N)))
+        terms = values(losses(literal, student, labels, torch.arange(N)))
         torch.testing.assert_close(
-            terms["scd"], literal.scd(own.representation, teacher.representation)
+            terms["scd"], literal.scd(student.representation, teacher.representation)
         )
         cpd = category_prototype_distillation(
-            own.representation, teacher.representation, labels, num_classes=3
+            student.representation, teacher.representation, labels, num_classes=3
         )
         torch.testing.assert_close(terms["cpd"], cpd)
-        torch.testing.assert_close(terms["rcd"], literal.rcd(own.logits, teacher.logits, labels))  # type: ignore[misc]
+        rcd = literal.rcd(student.logits, teacher.logits, labels)  # type: ignore[misc]
+        torch.testing.assert_close(terms["rcd"], rcd)
 
 
 def test_parts_of_a_network_that_declares_none_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, labels = spoken(1, N), torch.arange(N) % 3
-    student = method(whole, labels, cpd=PARTS).student
+    teachers, labels = make_teachers(1, N), torch.arange(N) % 3
+    student = method(teachers, labels, cpd=PARTS).student
     assert student.parts == dict.fromkeys(student.modalities, 8)
     monkeypatch.setattr(CorrKDNetwork, "parts", None)
     monkeypatch.setattr(CorrKDNetwork, "representation_width", 24)
     with pytest.raises(CorrKDError, match=r"network 'corrkd' declares no parts .* set it to false"):
-        method(whole, labels, cpd=PARTS)
+        method(teachers, labels, cpd=PARTS)
 
 
-def test_parts_of_h_are_compared_where_their_modality_is_seen() -> None:
-    """The whole, and the mean over modalities of each one's own part among the samples that show
-    it.
-    """
-    whole, labels = spoken(1, N), torch.arange(N) % 3
-    plus = method(whole, labels, cpd=PARTS)
-    assert whole.answered_by is not None
-    known = whole.representation - plus.means[whole.answered_by]
-    prototypes = plus.prototypes[whole.answered_by]
-    shown = torch.rand(N, 3, generator=torch.Generator().manual_seed(0)) < 0.6
-    shown[:, 2] = False  # nobody shows the third
-    own = output().representation
+def test_parts_of_h_are_compared_where_their_modality_is_visible() -> None:
+    """The loss is that of h, plus the mean of its parts', each over samples with the modality."""
+    teachers, labels = make_teachers(1, N), torch.arange(N) % 3
+    corrkd = method(teachers, labels, cpd=PARTS)
+    assert teachers.answered_by is not None
+    centred = teachers.representation - corrkd.means[teachers.answered_by]
+    prototypes = corrkd.prototypes[teachers.answered_by]
+    visible = torch.rand(N, 3, generator=torch.Generator().manual_seed(0)) < 0.6
+    visible[:, 2] = False  # the third is never visible
+    h = output().representation
 
-    def among(rows: Tensor, part: Tensor) -> Tensor:
+    def among(rows: Tensor, features: Tensor) -> Tensor:
         return category_prototype_distillation(
-            part[rows],
-            known[rows],
+            features[rows],
+            centred[rows],
             labels[rows],
             3,
             center=True,
             teacher_prototypes=prototypes[rows],
         )
 
-    everybody = torch.ones(N, dtype=torch.bool)
-    each = [among(shown[:, m], own[:, 8 * m : 8 * m + 8]).item() for m in (0, 1)]
-    expected = among(everybody, own).item() + sum(each) / 3
-    assert values(losses(plus, output(), labels, torch.arange(N), shown))[
+    all_rows = torch.ones(N, dtype=torch.bool)
+    each = [among(visible[:, m], h[:, 8 * m : 8 * m + 8]).item() for m in (0, 1)]
+    expected = among(all_rows, h).item() + sum(each) / 3
+    assert values(losses(corrkd, output(), labels, torch.arange(N), visible))[
         "cpd"
     ].item() == pytest.approx(expected, rel=1e-9)
-    # Complete samples show all.
-    each = [among(everybody, own[:, 8 * m : 8 * m + 8]).item() for m in range(3)]
-    expected = among(everybody, own).item() + sum(each) / 3
-    assert values(losses(plus, output(), labels, torch.arange(N)))["cpd"].item() == pytest.approx(
+    # Of complete samples all parts are compared.
+    each = [among(all_rows, h[:, 8 * m : 8 * m + 8]).item() for m in range(3)]
+    expected = among(all_rows, h).item() + sum(each) / 3
+    assert values(losses(corrkd, output(), labels, torch.arange(N)))["cpd"].item() == pytest.approx(
         expected, rel=1e-9
     )
 
 
-def test_a_sample_shows_what_exists_alone() -> None:
-    """A frame beyond a sample's length is not seen, whatever the mask says."""
+def test_frames_beyond_a_samples_length_are_never_visible() -> None:
+    """Even if the mask marks them visible."""
     samples = make_samples(make_dataset())
-    whole = spoken(1, len(samples)).apply(lambda x: x.float() if x.is_floating_point() else x)
-    plus = method(whole, samples.targets, cpd=PARTS).float().eval()
+    teachers = make_teachers(1, len(samples)).apply(
+        lambda x: x.float() if x.is_floating_point() else x
+    )
+    corrkd = method(teachers, samples.targets, cpd=PARTS).float().eval()
     rows = torch.arange(N)
     batch = samples.take(rows)
     visible = {m: x.clone() for m, x in batch.exists.items()}
     visible["audio"][:4] = ~batch.exists["audio"][:4]
     inputs = Inputs(batch.frames, batch.exists, visible)
-    cpd = values(plus(TrainingBatch(inputs, batch.targets, samples.context(rows))))["cpd"]
-    shown = torch.ones(N, 3, dtype=torch.bool)
-    shown[:4, 1] = False
-    answer = plus.student(inputs)
-    torch.testing.assert_close(cpd, values(losses(plus, answer, batch.targets, rows, shown))["cpd"])
-    assert not torch.equal(cpd, values(losses(plus, answer, batch.targets, rows))["cpd"])
+    cpd = values(corrkd(TrainingBatch(inputs, batch.targets, samples.context(rows))))["cpd"]
+    seen = torch.ones(N, 3, dtype=torch.bool)
+    seen[:4, 1] = False
+    predicted = corrkd.student(inputs)
+    torch.testing.assert_close(
+        cpd, values(losses(corrkd, predicted, batch.targets, rows, seen))["cpd"]
+    )
+    assert not torch.equal(cpd, values(losses(corrkd, predicted, batch.targets, rows))["cpd"])
 
 
 def test_questions_and_scores() -> None:
-    asked = QuestionsTarget(name="questions", classes=("no", "yes"), questions=("happy", "sad"))
-    rows, whole = torch.arange(N), spoken(1, N)
+    target = QuestionsTarget(name="questions", classes=("no", "yes"), questions=("happy", "sad"))
+    rows, teachers = torch.arange(N), make_teachers(1, N)
     answers = torch.randint(2, (N, 2), generator=torch.Generator().manual_seed(0))
-    plus = method(whole._replace(logits=output(8, (N, 2, 2)).logits), answers, asked)
-    assert plus.prototypes.shape == (3, 2, 2, 24)
+    corrkd = method(teachers._replace(logits=output(8, (N, 2, 2)).logits), answers, target)
+    assert corrkd.prototypes.shape == (3, 2, 2, 24)
     assert all(
         value.isfinite()
-        for value in values(losses(plus, output(5, (N, 2, 2)), answers, rows)).values()
+        for value in values(losses(corrkd, output(5, (N, 2, 2)), answers, rows)).values()
     )
     dataset = make_dataset()
-    scored = make_samples(dataset, target="score").target
+    score_target = make_samples(dataset, target="score").target
     scores = torch.linspace(-1, 1, N, dtype=torch.float64)
-    plus = method(whole._replace(logits=scores[:, None]), scores, scored)
-    assert list(losses(plus, output(5, (N, 1)), scores, rows)) == ["task", "scd", "cpd"]
+    corrkd = method(teachers._replace(logits=scores[:, None]), scores, score_target)
+    assert list(losses(corrkd, output(5, (N, 1)), scores, rows)) == ["task", "scd", "cpd"]
 
 
 @pytest.mark.parametrize(
-    ("change", "line"),
+    ("change", "message"),
     [
         (
             {"cpd": {"form": "batch", "parts": True}},
@@ -275,7 +279,9 @@ def test_questions_and_scores() -> None:
         ({"scd": 0.5}, r"student\.method\.scd: "),
     ],
 )
-def test_what_a_form_does_not_have_is_one_line(change: dict[str, Any], line: str) -> None:
-    with pytest.raises(CorrKDError, match=line) as error:
+def test_unknown_options_of_a_form_are_refused_in_one_line(
+    change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CorrKDError, match=message) as error:
         load_settings(student={"method": change})
     assert "\n" not in str(error.value)

@@ -24,10 +24,10 @@ def fresh(samples: Samples) -> CubeMLP:
 @torch.no_grad()
 def accuracy(network: torch.nn.Module, samples: Samples) -> float:
     network.eval()
-    right = [
+    correct = [
         (network(b.complete()).logits.argmax(-1) == b.targets).float() for b in samples.batches(256)
     ]
-    return float(torch.cat(right).mean())
+    return float(torch.cat(correct).mean())
 
 
 @pytest.mark.parametrize("target", ["classes", "binary-nonzero", "score"])
@@ -47,7 +47,7 @@ def test_a_short_training_lowers_the_task_loss(target: str) -> None:
 
 
 @pytest.mark.slow
-def test_on_the_built_in_dataset_it_comes_at_least_half_way_from_the_floor_to_bayes() -> None:
+def test_reaches_half_way_from_the_floor_to_bayes_accuracy() -> None:
     dataset = make(SyntheticSpec())
     samples, valid, test = (make_samples(dataset, split) for split in ("train", "valid", "test"))
     method = fresh(samples)

@@ -1,4 +1,4 @@
-"""DMD in training: its terms by hand, and what each of them does to the network."""
+"""DMD in training: its terms by hand, and the effect of each on the network."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def fresh(samples: Samples, **options: float) -> DMD:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         frames = {m: x.shape[1] for m, x in samples.exists.items()}
-        target, chosen = samples.target, DMDSettings(**options)  # type: ignore[arg-type]
-        net = DMDNetwork(samples.widths, frames, target=target, settings=chosen)
+        target, settings = samples.target, DMDSettings(**options)  # type: ignore[arg-type]
+        net = DMDNetwork(samples.widths, frames, target=target, settings=settings)
         return DMD(net)
 
 
@@ -54,7 +54,7 @@ def test_every_kind_of_target_learns(target: str) -> None:
     history = fit(method, samples)
     assert history[-1]["loss/task"] < 0.8 * history[0]["loss/task"]
     assert {f"loss/{name}" for name in terms(method, samples)} < set(history[0])
-    # The margin is of pairs that are drawn: it falls clearly where there are three classes.
+    # The margin's pairs are drawn at random: it falls reliably only with three classes.
     for name in (
         "unimodal",
         "reconstruction",
@@ -62,16 +62,14 @@ def test_every_kind_of_target_learns(target: str) -> None:
         *(["margin"] if target == "classes" else []),
     ):
         first, last = (
-            np.mean([record[f"loss/{name}"] for record in part])
-            for part in (history[:3], history[-3:])
+            np.mean([record[f"loss/{name}"] for record in epochs])
+            for epochs in (history[:3], history[-3:])
         )
         assert last < first, name
 
 
-def test_shared_and_private_parts_are_kept_apart() -> None:
-    """By the cosine on unseen samples; without its term the parts stay as close as chance has them
-    or come closer.
-    """
+def test_shared_and_private_features_are_separated() -> None:
+    """Compare the cosine on unseen samples with and without its term."""
     dataset = make_dataset()
     samples, unseen = make_samples(dataset), make_samples(dataset, "test")
     apart, free = (
@@ -79,12 +77,12 @@ def test_shared_and_private_parts_are_kept_apart() -> None:
         fresh(samples, **SMALL, decoupling=1.0, gamma=0.0),
     )
     fit(apart, samples), fit(free, samples)
-    kept = terms(apart, unseen)["orthogonality"]
-    assert kept < 0.05
-    assert terms(free, unseen)["orthogonality"] > 2 * kept
+    separated = terms(apart, unseen)["orthogonality"]
+    assert separated < 0.05
+    assert terms(free, unseen)["orthogonality"] > 2 * separated
 
 
-def test_classes_come_closer_across_modalities_than_modalities_across_classes() -> None:
+def test_the_margin_holds_on_unseen_samples() -> None:
     dataset = make_dataset()
     samples, unseen = make_samples(dataset), make_samples(dataset, "test")
     with_margin, without = (
@@ -94,7 +92,7 @@ def test_classes_come_closer_across_modalities_than_modalities_across_classes() 
     assert terms(with_margin, unseen)["margin"] < 0.7 * terms(without, unseen)["margin"]
 
 
-def test_both_parts_together_hold_the_modality() -> None:
+def test_shared_and_private_features_reconstruct_the_modality() -> None:
     samples = make_samples(make_dataset())
     method = fresh(samples, **SMALL, decoupling=1.0)
     before = terms(method, samples)
@@ -125,12 +123,10 @@ def test_margin_loss_is_the_mean_over_the_triples() -> None:
     assert float(drawn.mean()) == pytest.approx(
         sum(means) / len(means), abs=5 * float(drawn.std()) / 3000**0.5
     )
-    assert (
-        float(margin_loss(shared, same | True, seen, 0.4)) == 0.0
-    )  # one class: there is no triple
+    assert float(margin_loss(shared, same | True, seen, 0.4)) == 0.0  # one class: no triple
 
 
-def test_one_of_draws_evenly_from_what_it_may() -> None:
+def test_one_of_draws_uniformly_from_allowed_values() -> None:
     torch.manual_seed(0)
     values = torch.arange(4.0).expand(8000, 4)
     drawn = one_of(values, torch.tensor([True, False, True, True]).expand(8000, 4))
@@ -139,13 +135,13 @@ def test_one_of_draws_evenly_from_what_it_may() -> None:
     assert (counts[[0, 2, 3]] - 8000 / 3).abs().max() < 220  # five deviations
 
 
-def test_orthogonality_is_the_cosine_where_it_is_positive_over_visible_frames() -> None:
+def test_orthogonality_is_the_positive_cosine_over_visible_frames() -> None:
     shared = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]])
     private = torch.tensor([[[0.0, 2.0], [3.0, 3.0], [5.0, 0.0]]])
     seen = torch.tensor([[True, True, False]])
-    part = Decoupled(shared, shared, private, shared, private, seen)
-    assert float(orthogonality_loss(part)) == pytest.approx(0.5**0.5 / 2)
-    assert float(orthogonality_loss(part._replace(private=-private))) == 0.0
+    decoupled = Decoupled(shared, shared, private, shared, private, seen)
+    assert float(orthogonality_loss(decoupled)) == pytest.approx(0.5**0.5 / 2)
+    assert float(orthogonality_loss(decoupled._replace(private=-private))) == 0.0
 
 
 def test_distillation_moves_the_end_of_an_edge_and_not_its_start() -> None:
@@ -154,7 +150,7 @@ def test_distillation_moves_the_end_of_an_edge_and_not_its_start() -> None:
     loss = distillation_loss(Graph(logits, logits, edges), 0.0)
     assert float(loss.detach()) == pytest.approx(
         1.5 * 2.0
-    )  # the weight and an even share, of the one edge there is
+    )  # the weight and an even share, of the only edge
     (gradient,) = torch.autograd.grad(loss, logits)
     assert gradient[0].tolist() == [[0.0, 0.0], [0.75, 0.75]]
     uneven = distillation_loss(Graph(logits, torch.zeros(1, 2, 2), edges), 10.0)
@@ -175,10 +171,8 @@ def test_distillation_brings_the_modalities_logits_together() -> None:
     assert spread(3.0) < 0.7 * spread(0.0)
 
 
-def test_representations_of_the_heterogeneous_graph_are_told_apart() -> None:
-    """By loops: ten times the cosine, where above 0, between the ends of each edge; its start gets
-    no gradient.
-    """
+def test_representations_of_the_heterogeneous_graph_are_pushed_apart() -> None:
+    """By loops: ten times the positive cosine between an edge's ends, detached at its start."""
     torch.manual_seed(0)
     vectors = torch.randn(4, 3, 5, requires_grad=True)
     edges = torch.rand(4, 3, 3) * ~torch.eye(3, dtype=torch.bool)
@@ -195,14 +189,14 @@ def test_representations_of_the_heterogeneous_graph_are_told_apart() -> None:
                     total = total + (edges[n, start, end] + 1 / 6) * 10.0 * cosine
     loss = distillation_loss(graph, 0.0, 10.0)
     torch.testing.assert_close(loss, total / 4)
-    (found,) = torch.autograd.grad(loss, vectors, retain_graph=True)
+    (gradient,) = torch.autograd.grad(loss, vectors, retain_graph=True)
     (expected,) = torch.autograd.grad(total / 4, vectors)
-    torch.testing.assert_close(found, expected)
-    assert not found[1, 0].any()
+    torch.testing.assert_close(gradient, expected)
+    assert not gradient[1, 0].any()
     assert float(distillation_loss(graph, 0.0)) == 0.0  # the homogeneous graph has no such term
 
 
-def test_agreement_in_all_answers_makes_a_class_and_scores_have_their_categories() -> None:
+def test_same_class_of_scores_and_of_questions() -> None:
     samples = make_samples(make_dataset(), target="score")
     method = fresh(samples, **SMALL)
     same = method.same_class(torch.tensor([-2.0, -0.5, 3.0]))
@@ -212,7 +206,7 @@ def test_agreement_in_all_answers_makes_a_class_and_scores_have_their_categories
     assert method.same_class(answers).tolist() == same.tolist()
 
 
-def test_modalities_add_up_each_by_the_mean_over_the_samples_that_show_it() -> None:
+def test_modalities_add_up_their_means_over_visible_samples() -> None:
     samples = make_samples(make_dataset())
     method = fresh(samples, **SMALL)
     seen = torch.tensor([[True, True, False], [True, False, False]])
@@ -253,7 +247,7 @@ def test_every_parameter_learns() -> None:
     samples = make_samples(make_dataset())
     method = fresh(samples, **SMALL)
     total(method(training_batch(samples))).backward()
-    # A key's bias moves all of a query's energies alike, and so does the energy's own bias.
+    # A key's bias moves all of a query's energies alike, and so does the energy's bias.
     idle = [
         name for name, p in method.named_parameters() if p.grad is None or not bool(p.grad.any())
     ]
@@ -261,7 +255,7 @@ def test_every_parameter_learns() -> None:
 
 
 @pytest.mark.slow
-def test_it_comes_half_way_from_the_floor_to_the_bayes_accuracy() -> None:
+def test_reaches_half_way_from_the_floor_to_bayes_accuracy() -> None:
     dataset = make()
     samples, test = make_samples(dataset), make_samples(dataset, "test")
     method = fresh(samples)
@@ -269,8 +263,8 @@ def test_it_comes_half_way_from_the_floor_to_the_bayes_accuracy() -> None:
     batch = test.take(torch.arange(len(test)))
     method.eval()
     with torch.no_grad():
-        answers = method.student(batch.complete()).logits.argmax(1)
-    accuracy = float((answers == test.targets).float().mean())
+        predictions = method.student(batch.complete()).logits.argmax(1)
+    accuracy = float((predictions == test.targets).float().mean())
     floor = float(torch.bincount(test.targets).max() / len(test))
     assert dataset.posterior is not None
     best = bayes_accuracy(

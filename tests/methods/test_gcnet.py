@@ -1,6 +1,4 @@
-"""GCNet in training: what is dropped comes back from the other modalities and from the
-conversation.
-"""
+"""GCNet in training: dropped features are restored from other modalities and the conversation."""
 
 from __future__ import annotations
 
@@ -60,23 +58,21 @@ def fit(
 
 
 def talks(name: str, count: int, seed: int) -> Split:
-    """Conversations of eight utterances about one hidden thing, of which each modality shows
-    something.
-    """
+    """Make conversations of eight utterances about a hidden topic that each modality depends on."""
     rng = np.random.default_rng(seed)
     topic = np.repeat(rng.normal(size=(count, 2)), 8, 0)
-    law = np.random.default_rng(0)
+    mixing = np.random.default_rng(0)
     features = {
         m: (
-            (topic @ law.normal(size=(2, d)))[:, None] + 0.5 * rng.normal(size=(8 * count, 3, d))
+            (topic @ mixing.normal(size=(2, d)))[:, None] + 0.5 * rng.normal(size=(8 * count, 3, d))
         ).astype(np.float32)
         for m, d in (("language", 4), ("audio", 3))
     }
-    there = np.ones((8 * count, 3), bool)
+    exists = np.ones((8 * count, 3), bool)
     return Split(
         frames=features,
-        lengths={m: there.sum(1) for m in features},
-        present=dict.fromkeys(features, there),
+        lengths={m: exists.sum(1) for m in features},
+        present=dict.fromkeys(features, exists),
         ids=np.array([f"{name}-{i}" for i in range(8 * count)]),
         labels=(topic[:, 0] > 0).astype(np.int64),
         groups={
@@ -93,10 +89,8 @@ def conversations() -> MultimodalDataset:
     return MultimodalDataset(name="talks", splits=splits, sha256="0" * 64)
 
 
-def test_it_restores_dropped_features_better_than_the_mean() -> None:
-    """On unseen conversations: from the other modality, and where an utterance is lost whole, from
-    those around it.
-    """
+def test_restores_dropped_features_better_than_the_mean() -> None:
+    """On unseen conversations, from the other modality or from the neighbouring utterances."""
     dataset = conversations()
     samples, unseen = make_samples(dataset), make_samples(dataset, "test")
     method = fresh(samples)
@@ -105,15 +99,17 @@ def test_it_restores_dropped_features_better_than_the_mean() -> None:
     means = utterance_means(batch.frames, batch.present)
     truth = {m: standardised(x, batch.present[m].any(1)) for m, x in means.items()}
     context = unseen.context(batch.rows)
-    # Around a mean of 0 with deviation 1 the mean's own error is 1.
-    lost = {"language": batch.present["language"] & False, "audio": batch.present["audio"]}
-    assert restoration_error(method, batch, lost, context, truth, slice(None))["language"] < 0.5
+    # Features are standardised: the mean's error is 1.
+    no_language = {"language": batch.present["language"] & False, "audio": batch.present["audio"]}
+    assert (
+        restoration_error(method, batch, no_language, context, truth, slice(None))["language"] < 0.5
+    )
     third = torch.arange(len(unseen)) % 8 == 3
-    gone = {m: present & ~third[:, None] for m, present in batch.present.items()}
-    around = restoration_error(method, batch, gone, context, truth, third)
-    alone = restoration_error(method, batch, gone, None, truth, third)
-    assert all(error < 0.5 for error in around.values())
-    assert all(alone[m] > 2 * around[m] for m in around)
+    no_third = {m: present & ~third[:, None] for m, present in batch.present.items()}
+    with_context = restoration_error(method, batch, no_third, context, truth, third)
+    without_context = restoration_error(method, batch, no_third, None, truth, third)
+    assert all(error < 0.5 for error in with_context.values())
+    assert all(without_context[m] > 2 * with_context[m] for m in with_context)
 
 
 def restoration_error(method, batch, visible, context, truth, rows):  # type: ignore[no-untyped-def]
@@ -125,7 +121,7 @@ def restoration_error(method, batch, visible, context, truth, rows):  # type: ig
     return {m: float((restored[m] - truth[m])[rows].square().mean()) for m in truth}
 
 
-def test_reconstruction_counts_only_what_was_dropped_and_was_there() -> None:
+def test_reconstruction_counts_only_dropped_frames_that_existed() -> None:
     present = torch.tensor([[True, True, False, False]] * 3 + [[False] * 4])
     visible = torch.tensor(
         [[True, True, False, False], [True, False, False, False], [False] * 4, [False] * 4]
@@ -138,20 +134,20 @@ def test_reconstruction_counts_only_what_was_dropped_and_was_there() -> None:
         (0.5 * 1 + 1 * 4) / 4
     )
     assert float(restoration_loss(restored, truth, {"a": torch.zeros(4)})) == 0.0
-    both = [{**side, "b": side["a"]} for side in (restored, truth, {"a": share})]
-    assert float(restoration_loss(*both)) == pytest.approx(2 * (0.5 * 1 + 1 * 4) / 4)
+    duplicated = [{**side, "b": side["a"]} for side in (restored, truth, {"a": share})]
+    assert float(restoration_loss(*duplicated)) == pytest.approx(2 * (0.5 * 1 + 1 * 4) / 4)
 
 
-def test_features_are_standardised_over_what_is_there() -> None:
+def test_features_are_standardised_over_present_utterances() -> None:
     torch.manual_seed(0)
-    means, there = 3 + 5 * torch.randn(50, 4), torch.arange(50) % 3 > 0
+    means, present = 3 + 5 * torch.randn(50, 4), torch.arange(50) % 3 > 0
     means[:, 1] = 2.0
-    out = standardised(means, there)
-    assert torch.allclose(out[there].mean(0), torch.zeros(4), atol=1e-5)
-    assert torch.allclose(out[there][:, [0, 2, 3]].std(0, correction=0), torch.ones(3), atol=1e-5)
-    assert not out[~there].any()
+    out = standardised(means, present)
+    assert torch.allclose(out[present].mean(0), torch.zeros(4), atol=1e-5)
+    assert torch.allclose(out[present][:, [0, 2, 3]].std(0, correction=0), torch.ones(3), atol=1e-5)
+    assert not out[~present].any()
     assert not out[:, 1].any()
-    assert not standardised(means, there & False).any()
+    assert not standardised(means, present & False).any()
 
 
 def test_batches_follow_the_conversations() -> None:
@@ -179,7 +175,7 @@ def test_complete_samples_leave_nothing_to_restore() -> None:
 
 
 @pytest.mark.slow
-def test_it_comes_half_way_from_the_floor_to_the_bayes_accuracy() -> None:
+def test_reaches_half_way_from_the_floor_to_bayes_accuracy() -> None:
     dataset = make()
     samples, test = make_samples(dataset), make_samples(dataset, "test")
     method = fresh(samples, GCNetSettings())
@@ -187,8 +183,8 @@ def test_it_comes_half_way_from_the_floor_to_the_bayes_accuracy() -> None:
     batch = test.take(torch.arange(len(test)))
     method.eval()
     with torch.no_grad():
-        answers = method.student(batch.complete(), test.context(batch.rows)).logits.argmax(1)
-    accuracy = float((answers == test.targets).float().mean())
+        predictions = method.student(batch.complete(), test.context(batch.rows)).logits.argmax(1)
+    accuracy = float((predictions == test.targets).float().mean())
     floor = float(torch.bincount(test.targets).max() / len(test))
     assert dataset.posterior is not None
     best = bayes_accuracy(

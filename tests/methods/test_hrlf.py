@@ -1,4 +1,4 @@
-"""HRLF in training: its terms, its ablations, what each term moves, and that it learns."""
+"""HRLF in training: its terms, its ablations and the gradients of each term."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def fresh_network(samples: Samples, seed: int = 0, **options: Any) -> HRLFNetwor
 
 
 def fresh(samples: Samples, network: dict[str, Any] | None = None, **options: Any) -> HRLF:
-    """A student of an untrained teacher."""
+    """Return a student of an untrained teacher."""
     outputs = teacher_outputs(fresh_network(samples, 1, **(network or {})), samples)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -57,7 +57,6 @@ def fit(
     method: Any, samples: Samples, *, missing: bool, epochs: int = 12
 ) -> list[dict[str, float]]:
     stage = TrainingSettings(epochs=epochs, batch_size=16, lr=1e-2)
-    chosen = MissingSettings() if missing else None
     fabric = Fabric(accelerator="cpu", devices=1)
     return train(
         method,
@@ -66,11 +65,11 @@ def fit(
         validate=lambda _: 0.0,
         seed=1,
         fabric=fabric,
-        missing=chosen,
+        missing=MissingSettings() if missing else None,
     ).history
 
 
-def test_the_terms_are_the_losses_of_both_sides() -> None:
+def test_the_terms_match_the_loss_functions() -> None:
     samples = make_samples(make_dataset())
     method = fresh(samples).eval()
     batch, rows = training_batch(samples, 9), torch.arange(9)
@@ -78,13 +77,15 @@ def test_the_terms_are_the_losses_of_both_sides() -> None:
     assert weights(losses) == {**dict.fromkeys(TERMS, 1.0), "hal": 0.01}
     details = method.student.details(batch.inputs)
     assert method.teachers is not None
-    known = method.teachers.apply(lambda x: x[rows])
+    selected = method.teachers.apply(lambda x: x[rows])
     widths = [48, 32, 8]
     student, teacher = (
         details.output.representation.split(widths, 1),
-        known.representation.split(widths, 1),
+        selected.representation.split(widths, 1),
     )
-    log_student, log_teacher = (log_softmax(x, -1) for x in (details.output.logits, known.logits))
+    log_student, log_teacher = (
+        log_softmax(x, -1) for x in (details.output.logits, selected.logits)
+    )
     expected = {
         "task": cross_entropy(details.output.logits, batch.targets),
         "frf": factorisation_reconstruction(*method.student.factors(details.encoded)),
@@ -134,7 +135,7 @@ def test_the_teacher_learns_the_task_and_the_reconstruction() -> None:
 
 @pytest.mark.parametrize("target", ["classes", "score"])
 def test_the_student_learns(target: str) -> None:
-    """From a trained teacher of the same structure: every term but that of the game falls."""
+    """From a trained teacher of the same structure: every term but HAL falls."""
     samples = make_samples(make_dataset(), target=target)
     teacher = HRLFTeacher(fresh_network(samples, 1))
     fit(teacher, samples, missing=False)
@@ -186,14 +187,14 @@ def test_how_far_the_gradient_of_the_reconstruction_reaches(
         )
         == reached[0]
     )
-    for part in ("relevant_encoders", "specific_encoders", "decoder"):
+    for prefix in ("relevant_encoders", "specific_encoders", "decoder"):
         assert all(
-            x is not None and bool(x.any()) for n, x in gradients.items() if n.startswith(part)
+            x is not None and bool(x.any()) for n, x in gradients.items() if n.startswith(prefix)
         )
 
 
-def test_the_reconstruction_keeps_the_modality() -> None:
-    """With FRF alone, a modality is decoded from its own factors and from another's sentiment."""
+def test_modalities_are_decoded_from_their_factors() -> None:
+    """With FRF alone, decoding works from the modality's factors and from another's sentiment."""
     samples = make_samples(make_dataset())
     method = HRLFTeacher(
         fresh_network(samples), HRLFTeacherOptions.model_validate({"task": {"weight": 0.0}})

@@ -24,13 +24,13 @@ from tests.methods.translating import (
     FOUR,
     KINDS,
     TWO,
-    check_nothing_visible_is_finite,
-    check_only_the_visible_counts,
+    check_finite_when_nothing_is_visible,
+    check_only_visible_frames_count,
     fit,
     frames_of,
-    inputs,
+    make_inputs,
     network_for,
-    share_of_the_way,
+    progress_to_bayes,
 )
 
 SMALL = MCTNSettings(width=8)
@@ -46,38 +46,38 @@ def network(
 @pytest.mark.parametrize("widths", [{"language": 7}, TWO, FOUR])
 @pytest.mark.parametrize(("target", "shape"), KINDS)
 def test_shapes(widths: dict[str, int], target: Target, shape: tuple[int, ...]) -> None:
-    net, given = network(widths, target), inputs(widths)
-    assert net(given).logits.shape == shape
-    assert net(given).representation.shape == (4, 8)
-    made = net.translate(net.join(given), given.exists)
+    net, inputs = network(widths, target), make_inputs(widths)
+    assert net(inputs).logits.shape == shape
+    assert net(inputs).representation.shape == (4, 8)
+    out = net.translate(net.join(inputs), inputs.exists)
     first = next(iter(widths))
-    assert {m: x.shape for m, x in made.targets.items()} == {
-        m: x.shape for m, x in given.frames.items() if m != first
+    assert {m: x.shape for m, x in out.targets.items()} == {
+        m: x.shape for m, x in inputs.frames.items() if m != first
     }
     assert (
-        (made.back is None) if len(widths) == 1 else (made.back.shape == given.frames[first].shape)
+        (out.back is None) if len(widths) == 1 else (out.back.shape == inputs.frames[first].shape)
     )
 
 
 @pytest.mark.parametrize("widths", [TWO, FOUR])
-def test_padding_and_what_is_invisible_change_nothing(widths: dict[str, int]) -> None:
-    check_only_the_visible_counts(network(widths), inputs(widths))
-    check_nothing_visible_is_finite(network(widths), inputs(widths))
+def test_padding_and_invisible_frames_change_nothing(widths: dict[str, int]) -> None:
+    check_only_visible_frames_count(network(widths), make_inputs(widths))
+    check_finite_when_nothing_is_visible(network(widths), make_inputs(widths))
 
 
 @pytest.mark.parametrize("source", list(FOUR))
-def test_only_the_source_is_needed_at_test(source: str) -> None:
-    """All else may be missing, to the bit; the source may not."""
+def test_only_the_source_is_needed_at_inference(source: str) -> None:
+    """Hiding the others changes no bit."""
     net = network(FOUR, settings=MCTNSettings(width=8, source=source))
-    given = inputs(FOUR, share=1.0)
-    whole = net(given).logits
-    alone = {m: v if m == source else torch.zeros_like(v) for m, v in given.visible.items()}
-    assert torch.equal(net(given._replace(visible=alone)).logits, whole)
-    others = {m: torch.zeros_like(v) if m == source else v for m, v in given.visible.items()}
-    assert not torch.equal(net(given._replace(visible=others)).logits, whole)
+    inputs = make_inputs(FOUR, share=1.0)
+    complete = net(inputs).logits
+    alone = {m: v if m == source else torch.zeros_like(v) for m, v in inputs.visible.items()}
+    assert torch.equal(net(inputs._replace(visible=alone)).logits, complete)
+    others = {m: torch.zeros_like(v) if m == source else v for m, v in inputs.visible.items()}
+    assert not torch.equal(net(inputs._replace(visible=others)).logits, complete)
 
 
-def test_an_unknown_source_is_one_clear_line() -> None:
+def test_an_unknown_source_is_refused() -> None:
     with pytest.raises(
         CorrKDError, match="source 'smell' is none of the modalities language, audio"
     ):
@@ -85,48 +85,46 @@ def test_an_unknown_source_is_one_clear_line() -> None:
 
 
 def test_the_hierarchy_goes_through_every_translator() -> None:
-    """Each level's encoder changes its own embedding, those above it and the prediction, and
-    nothing below.
-    """
-    given = inputs(FOUR)
-    before, logits = (net := network(FOUR)).join(given), net(given).logits
+    """Each level's encoder affects its embedding, those above it and the prediction."""
+    inputs = make_inputs(FOUR)
+    before, logits = (net := network(FOUR)).join(inputs), net(inputs).logits
     for level in range(3):
         changed = network(FOUR)
         with torch.no_grad():
             for parameter in changed.encoders[level].parameters():
                 parameter.mul_(2.0)
-        after = changed.join(given)
+        after = changed.join(inputs)
         assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [
             n < level for n in range(3)
         ]
-        assert not torch.equal(changed(given).logits, logits)
+        assert not torch.equal(changed(inputs).logits, logits)
 
 
-def test_the_way_back_is_the_same_translator_fed_with_its_own_translation() -> None:
-    given = inputs(TWO)
+def test_the_back_translation_feeds_the_translation_to_the_same_translator() -> None:
+    inputs = make_inputs(TWO)
     net = network(TWO)
-    first = net.translate(net.join(given), given.exists)
+    first = net.translate(net.join(inputs), inputs.exists)
     with torch.no_grad():
         net.project[1].bias.add_(1.0)  # another translation to audio ...
-    second = net.translate(net.join(given), given.exists)
+    second = net.translate(net.join(inputs), inputs.exists)
     assert not torch.allclose(
         first.back, second.back, atol=1e-5
     )  # ... comes back as another language
     assert len(net.encoders) == len(net.decoders) == 1
 
 
-def test_attention_is_a_weighted_mean_of_what_is_not_padding() -> None:
-    net, given = network(TWO), inputs(TWO)
-    levels, exists = net.join(given), given.exists
-    made = net.translate(levels, exists).targets["audio"]
+def test_attention_is_a_weighted_mean_over_existing_frames() -> None:
+    net, inputs = network(TWO), make_inputs(TWO)
+    levels, exists = net.join(inputs), inputs.exists
+    out = net.translate(levels, exists).targets["audio"]
     noisy = [torch.where(exists["language"][..., None], levels[0], torch.full_like(levels[0], 9.0))]
-    assert torch.allclose(net.translate(noisy, exists).targets["audio"], made, atol=1e-5)
+    assert torch.allclose(net.translate(noisy, exists).targets["audio"], out, atol=1e-5)
     with torch.no_grad():
         net.decoders[0].key.weight.zero_()
-    assert not torch.allclose(net.translate(levels, exists).targets["audio"], made, atol=1e-6)
+    assert not torch.allclose(net.translate(levels, exists).targets["audio"], out, atol=1e-6)
 
 
-def test_the_encoder_reads_both_ways_and_ends_with_the_sample() -> None:
+def test_the_encoder_is_bidirectional_and_stops_at_the_samples_end() -> None:
     torch.manual_seed(0)
     encoder, exists = SummedLSTM(4), torch.arange(5)[None] < torch.tensor([[5], [3], [0]])
     hidden = torch.randn(3, 5, 4)
@@ -137,15 +135,15 @@ def test_the_encoder_reads_both_ways_and_ends_with_the_sample() -> None:
 
 
 def test_a_process_may_have_no_sample() -> None:
-    net, nobody = network(TWO), map_tensors(lambda x: x[:0], inputs(TWO))
-    made = net.translate(net.join(nobody), nobody.exists)
-    (net(nobody).logits.sum() + made.targets["audio"].sum() + made.back.sum()).backward()
+    net, empty = network(TWO), map_tensors(lambda x: x[:0], make_inputs(TWO))
+    out = net.translate(net.join(empty), empty.exists)
+    (net(empty).logits.sum() + out.targets["audio"].sum() + out.back.sum()).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
 
 
-def test_the_prediction_is_a_convex_sum_of_states_that_are_not_padding() -> None:
-    net, given = network(TWO), inputs(TWO)
-    embedding, exists = net.join(given)[-1], given.exists["language"].clone()
+def test_the_prediction_is_a_convex_sum_of_existing_states() -> None:
+    net, inputs = network(TWO), make_inputs(TWO)
+    embedding, exists = net.join(inputs)[-1], inputs.exists["language"].clone()
     exists[0] = False
     with torch.no_grad():
         net.attention.weight.zero_()
@@ -190,24 +188,24 @@ def per_source(widths: dict[str, int], target: Target = CLASSES) -> MCTNPerSourc
 def test_per_source_the_visible_sources_are_averaged(
     widths: dict[str, int], target: Target, shape: tuple[int, ...]
 ) -> None:
-    net, given = per_source(widths, target), inputs(widths, share=1.0)
+    net, inputs = per_source(widths, target), make_inputs(widths, share=1.0)
     assert [model.source for model in net.models] == list(widths)
-    assert net(given).logits.shape == shape
-    assert net(given).representation.shape == (4, 8 * len(widths))
-    for number, source in enumerate(widths):
-        alone = given
+    assert net(inputs).logits.shape == shape
+    assert net(inputs).representation.shape == (4, 8 * len(widths))
+    for index, source in enumerate(widths):
+        alone = inputs
         for other in widths:
             alone = alone if other == source else alone.without(other)
-        single = net.models[number](given).logits
+        single = net.models[index](inputs).logits
         if target.has_classes:
             single = single.log_softmax(-1)
         torch.testing.assert_close(net(alone).logits, single)
     if target.has_classes:
-        mean = torch.stack([model(given).logits.softmax(-1) for model in net.models]).mean(0)
-        torch.testing.assert_close(net(given).logits.softmax(-1), mean)
+        mean = torch.stack([model(inputs).logits.softmax(-1) for model in net.models]).mean(0)
+        torch.testing.assert_close(net(inputs).logits.softmax(-1), mean)
 
 
-def test_per_source_models_learn_as_if_they_were_alone() -> None:
+def test_per_source_models_learn_as_if_alone() -> None:
     samples = make_samples(make_dataset())
     method = MCTNPerSource(
         network_for(MCTNPerSourceNetwork, samples, MCTNSettings(width=8, dropout=0.0))
@@ -224,7 +222,7 @@ def test_per_source_models_learn_as_if_they_were_alone() -> None:
             torch.testing.assert_close(mine.grad, theirs.grad)
 
 
-def test_per_source_a_named_source_is_refused() -> None:
+def test_per_source_refuses_a_configured_source() -> None:
     with pytest.raises(
         CorrKDError, match=r"every modality is one; leave out network.source = audio"
     ):
@@ -244,7 +242,7 @@ def test_the_error_is_the_mean_over_counted_frames() -> None:
 
 
 @pytest.mark.parametrize("target", ["classes", "score"])
-def test_it_learns_to_predict_and_to_translate(target: str) -> None:
+def test_learns_to_predict_and_to_translate(target: str) -> None:
     samples = make_samples(make_dataset(), target=target)
     history = fit(MCTN(network_for(MCTNNetwork, samples, SMALL)), samples).history
     assert history[-1]["loss/task"] < 0.8 * history[0]["loss/task"]
@@ -253,5 +251,5 @@ def test_it_learns_to_predict_and_to_translate(target: str) -> None:
 
 
 @pytest.mark.slow
-def test_on_the_built_in_dataset_it_gets_at_least_half_of_the_way_to_the_bayes_rule() -> None:
-    assert share_of_the_way(MCTNNetwork, MCTN, epochs=6) > 0.5
+def test_reaches_half_way_from_the_floor_to_bayes_accuracy() -> None:
+    assert progress_to_bayes(MCTNNetwork, MCTN, epochs=6) > 0.5

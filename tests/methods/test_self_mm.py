@@ -48,21 +48,21 @@ def tensor(*values: float) -> Tensor:
 
 @given(alphas, alphas, st.floats(0.1, 3.0))
 @settings(deadline=None, max_examples=60)
-def test_the_offset_is_the_published_one_where_fused_representation_and_label_agree(
-    own: float, fused: float, size: float
+def test_the_offset_is_as_published_where_fused_representation_and_label_agree(
+    unimodal: float, fused: float, size: float
 ) -> None:
     """y_s = y_m + (alpha_s - alpha_m)/2 (y_m + alpha_m)/alpha_m, clipped to the range of the
     labels.
     """
     truth = size if fused > 0 else -size
-    published = truth + (own - fused) / 2 * (truth + fused) / fused
-    label = float(shifted_labels(tensor(own), tensor(fused), tensor(truth), 3.0 * ONE, ONE))
+    published = truth + (unimodal - fused) / 2 * (truth + fused) / fused
+    label = float(shifted_labels(tensor(unimodal), tensor(fused), tensor(truth), 3.0 * ONE, ONE))
     assert label == pytest.approx(min(max(published, -3.0), 3.0), abs=1e-9)
 
 
 @given(alphas, alphas, alphas, st.sampled_from([-1.0, 1.0]))
 @settings(deadline=None, max_examples=60)
-def test_the_nearer_a_modality_lies_to_a_class_the_more_its_label_says_so(
+def test_labels_grow_with_the_nearness_to_a_class(
     first: float, second: float, fused: float, truth: float
 ) -> None:
     low, high = sorted((first, second))
@@ -74,10 +74,10 @@ def test_the_nearer_a_modality_lies_to_a_class_the_more_its_label_says_so(
     assert labels.abs().max() <= 1.0
 
 
-def test_a_label_without_centres_stays_the_samples_own() -> None:
+def test_without_centres_the_samples_label_is_kept() -> None:
     features = torch.randn(4, 2)
-    nobody = centres(features, torch.zeros(4, 1, dtype=torch.bool))
-    assert nobody.isinf().all()
+    result = centres(features, torch.zeros(4, 1, dtype=torch.bool))
+    assert result.isinf().all()
     for positive, negative in ((torch.inf, 1.0), (1.0, torch.inf), (torch.inf, torch.inf)):
         alpha = relative_distance(tensor(positive), tensor(negative))
         assert shifted_labels(alpha, tensor(0.3), tensor(1.0), ONE, ONE) == 1.0
@@ -96,11 +96,11 @@ def test_centres_and_alpha_by_hand() -> None:
     assert float(alpha) == pytest.approx((far - near) / (far + near), rel=1e-4)
     labels = LabelGeneration(CLASSES)
     labels.start(torch.tensor([0, 0, 1, 1, 2]), [4], 4)
-    own = [float(((sample[0] - x) ** 2).sum()) for x in (memory[:2].mean(0), memory[2], memory[4])]
+    d = [float(((sample[0] - x) ** 2).sum()) for x in (memory[:2].mean(0), memory[2], memory[4])]
     alpha = labels.alpha(sample, memory, labels.truth, counted)
     for k in range(3):
-        other = min(own[j] for j in range(3) if j != k)
-        assert float(alpha[0, k]) == pytest.approx((other - own[k]) / (other + own[k]), rel=1e-4)
+        other = min(d[j] for j in range(3) if j != k)
+        assert float(alpha[0, k]) == pytest.approx((other - d[k]) / (other + d[k]), rel=1e-4)
 
 
 # The labels
@@ -112,13 +112,11 @@ def at_classes(labels: Tensor, noise: float = 0.1) -> Tensor:
 
 
 def test_unimodal_labels_move_towards_the_class_they_belong_to() -> None:
-    """The first modality of some samples is that of the next class: its labels go there step by
-    step, no other label leaves.
-    """
+    """Some samples have a first modality of the next class: only its labels move, step by step."""
     torch.manual_seed(0)
     truth = torch.arange(60) % 3
-    strange = torch.arange(60) < 12
-    first = torch.where(strange, (truth + 1) % 3, truth)
+    swapped = torch.arange(60) < 12
+    first = torch.where(swapped, (truth + 1) % 3, truth)
     labels = LabelGeneration(CLASSES)
     labels.start(truth, [3, 3], 3)
     rows, everywhere = torch.arange(60), [torch.ones(60, dtype=torch.bool)] * 2
@@ -127,12 +125,12 @@ def test_unimodal_labels_move_towards_the_class_they_belong_to() -> None:
         labels.update(rows, at_classes(truth), [at_classes(first), at_classes(truth)], everywhere)
         moved = labels.distribution(labels.of(0, rows))
         assert torch.allclose(moved.sum(1), torch.ones(60))
-        belongs.append(moved[rows, first][strange].mean())
-    assert belongs[0] < 1e-4  # the first time every label is the sample's own
+        belongs.append(moved[rows, first][swapped].mean())
+    assert belongs[0] < 1e-4  # at first every label is the sample's
     assert all(later >= earlier for earlier, later in pairwise(belongs))
     assert belongs[-1] > 0.8
     assert (moved.argmax(1) == first).all()
-    assert moved[rows, truth][~strange].min() > 0.8
+    assert moved[rows, truth][~swapped].min() > 0.8
     assert labels.distribution(labels.of(1, rows))[rows, truth].min() > 0.8
 
 
@@ -140,22 +138,22 @@ def test_unimodal_labels_move_towards_the_class_they_belong_to() -> None:
 def test_signed_labels_move_to_the_side_they_belong_to(target: Target) -> None:
     torch.manual_seed(0)
     side = torch.arange(40) % 2 * 2.0 - 1.0
-    strange = torch.arange(40) < 6
+    swapped = torch.arange(40) < 6
     targets = torch.stack([side > 0, side > 0], 1).long() if target is QUESTIONS else side
     labels = LabelGeneration(target)
     labels.start(targets, [2], 2)
     rows = torch.arange(40)
     for _ in range(5):
-        there = torch.where(strange, -side, side)
-        own, fused = (2.0 * x[:, None] + torch.randn(40, 2) for x in (there, side))
-        labels.update(rows, fused, [own], [torch.ones(40, dtype=torch.bool)])
+        moved_side = torch.where(swapped, -side, side)
+        unimodal, fused = (2.0 * x[:, None] + torch.randn(40, 2) for x in (moved_side, side))
+        labels.update(rows, fused, [unimodal], [torch.ones(40, dtype=torch.bool)])
     signed = labels.of(0, rows)[:, 0] * side
-    assert signed[strange].mean() < -0.3
-    assert signed[~strange].mean() > signed[strange].mean() + 0.5
+    assert signed[swapped].mean() < -0.3
+    assert signed[~swapped].mean() > signed[swapped].mean() + 0.5
     assert labels.unimodal.abs().max() <= 1.0
 
 
-def test_scores_are_taken_from_a_neutral_point() -> None:
+def test_scores_are_relative_to_a_neutral_point() -> None:
     for scores, neutral in (
         (torch.tensor([-1.0, 2.0, 2.0]), 0.0),
         (torch.tensor([10.0, 20.0, 60.0]), 30.0),
@@ -169,47 +167,50 @@ def test_scores_are_taken_from_a_neutral_point() -> None:
 
 def test_the_unit_of_a_score_does_not_matter() -> None:
     truth = torch.randn(30, generator=torch.Generator().manual_seed(0))
-    found = []
+    generated = []
     for unit in (1.0, 100.0):
         torch.manual_seed(0)
         labels = LabelGeneration(SCORE)
         labels.start(unit * truth, [2], 2)
         for _ in range(4):
-            own, fused = truth[:, None] + torch.randn(30, 2), truth[:, None] + torch.randn(30, 2)
-            labels.update(torch.arange(30), fused, [own], [torch.ones(30, dtype=torch.bool)])
-        found.append(labels.of(0, torch.arange(30)) / unit)
-    assert torch.allclose(*found, atol=1e-5)
-    assert not torch.allclose(found[0][:, 0], truth, atol=1e-2)
+            unimodal, fused = (
+                truth[:, None] + torch.randn(30, 2),
+                truth[:, None] + torch.randn(30, 2),
+            )
+            labels.update(torch.arange(30), fused, [unimodal], [torch.ones(30, dtype=torch.bool)])
+        generated.append(labels.of(0, torch.arange(30)) / unit)
+    assert torch.allclose(*generated, atol=1e-5)
+    assert not torch.allclose(generated[0][:, 0], truth, atol=1e-2)
 
 
-def test_momentum_is_the_published_one() -> None:
+def test_momentum_is_as_published() -> None:
     """From the second epoch i on: (i - 1)/(i + 1) of the old label, 2/(i + 1) of the new."""
     torch.manual_seed(0)
     truth = torch.arange(30) % 3
     labels = LabelGeneration(CLASSES)
     labels.start(truth, [3], 3)
-    rows, shown = torch.arange(30), [torch.ones(30, dtype=torch.bool)]
+    rows, visible = torch.arange(30), [torch.ones(30, dtype=torch.bool)]
     for epoch in range(1, 5):
         old = labels.of(0, rows).clone()
-        own, fused = at_classes(truth.roll(1), 1.0), at_classes(truth, 1.0)
-        whole = labels.alpha(fused, labels.fused, labels.truth, labels.seen[0] > 0)
-        alpha = labels.alpha(own, labels.memory_0, labels.unimodal[0], labels.seen[0] > 0)
-        new = shifted_labels(alpha, whole, labels.truth, ONE, ONE)
-        labels.update(rows, fused, [own], shown)
+        unimodal, fused = at_classes(truth.roll(1), 1.0), at_classes(truth, 1.0)
+        fused_alpha = labels.alpha(fused, labels.fused, labels.truth, labels.seen[0] > 0)
+        alpha = labels.alpha(unimodal, labels.memory_0, labels.unimodal[0], labels.seen[0] > 0)
+        new = shifted_labels(alpha, fused_alpha, labels.truth, ONE, ONE)
+        labels.update(rows, fused, [unimodal], visible)
         expected = old if epoch == 1 else (epoch - 1) / (epoch + 1) * old + 2 / (epoch + 1) * new
         assert torch.allclose(labels.of(0, rows), expected, atol=1e-6)
-        assert torch.equal(labels.memory_0, own)
+        assert torch.equal(labels.memory_0, unimodal)
     assert not torch.equal(labels.of(0, rows), labels.truth)
 
 
-def test_what_a_sample_does_not_show_leaves_its_labels_alone() -> None:
+def test_an_invisible_modality_keeps_its_label() -> None:
     torch.manual_seed(0)
     truth = torch.arange(30) % 3
     labels = LabelGeneration(CLASSES)
     labels.start(truth, [3], 3)
-    rows, shown = torch.arange(30), torch.arange(30) >= 5
+    rows, visible = torch.arange(30), torch.arange(30) >= 5
     for _ in range(3):
-        labels.update(rows, at_classes(truth, 1.0), [at_classes(truth.roll(1), 1.0)], [shown])
+        labels.update(rows, at_classes(truth, 1.0), [at_classes(truth.roll(1), 1.0)], [visible])
     assert torch.equal(labels.of(0, rows)[:5], labels.truth[:5])
     assert not labels.memory_0[:5].any()
     assert not torch.equal(labels.of(0, rows)[5:], labels.truth[5:])
@@ -239,10 +240,10 @@ def fit(method: SelfMM, samples: Samples, epochs: int = 12, **options: object) -
 @torch.no_grad()
 def accuracy(network: torch.nn.Module, samples: Samples) -> float:
     network.eval()
-    right = [
+    correct = [
         (network(b.complete()).logits.argmax(-1) == b.targets).float() for b in samples.batches(256)
     ]
-    return float(torch.cat(right).mean())
+    return float(torch.cat(correct).mean())
 
 
 @pytest.mark.parametrize("target", ["classes", "binary-nonzero", "score"])
@@ -253,27 +254,27 @@ def test_a_short_training_lowers_the_task_loss(
     samples = make_samples(make_dataset(), target=target)
     trained = fit(fresh(samples), samples, missing=missing)
     assert trained.history[-1]["loss/task"] < 0.8 * trained.history[0]["loss/task"]
-    assert trained.history[0]["loss/unimodal"] == 0.0  # all labels are still the samples' own
+    assert trained.history[0]["loss/unimodal"] == 0.0  # all labels are still the samples'
     assert trained.history[2]["loss/unimodal"] > 0.0
 
 
-def test_training_finds_which_samples_have_the_audio_of_another_class() -> None:
+def test_training_detects_samples_with_the_audio_of_another_class() -> None:
     dataset = make_dataset(sizes=(96, 30, 30))
     split = dataset.splits["train"]
-    strange = np.zeros(96, bool)
-    strange[np.flatnonzero(split.labels == 0)[:8]] = True
+    swapped = np.zeros(96, bool)
+    swapped[np.flatnonzero(split.labels == 0)[:8]] = True
     donors = np.flatnonzero(split.labels == 2)[:8]
     for arrays in (split.frames, split.present, split.lengths):
-        arrays["audio"][strange] = arrays["audio"][donors]
+        arrays["audio"][swapped] = arrays["audio"][donors]
     samples = make_samples(dataset)
     method = fresh(samples)
     fit(method, samples, epochs=15)
     labels = method.labels.distribution(method.labels.of(1, torch.arange(96)))
-    usual = torch.as_tensor(~strange & (split.labels == 0))
-    assert labels[torch.as_tensor(strange), 2].mean() > labels[usual, 2].mean() + 0.2
+    usual = torch.as_tensor(~swapped & (split.labels == 0))
+    assert labels[torch.as_tensor(swapped), 2].mean() > labels[usual, 2].mean() + 0.2
 
 
-def test_the_unimodal_tasks_teach_the_encoders() -> None:
+def test_the_unimodal_tasks_train_the_encoders() -> None:
     samples = make_samples(make_dataset())
     method = fresh(samples)
     method.start(samples)
@@ -301,9 +302,9 @@ def test_the_unimodal_loss_by_hand(target: Target) -> None:
     method.eval()
     terms = values(method(TrainingBatch(inputs, targets, Context(rows, rows, rows, rows))))
     expected = 0.0
-    for place, output in enumerate(network.tasks(inputs)[1]):
-        for i in range(6 if place == 0 else 4):
-            label, truth = method.labels.unimodal[place, i], method.labels.truth[i]
+    for index, output in enumerate(network.tasks(inputs)[1]):
+        for i in range(6 if index == 0 else 4):
+            label, truth = method.labels.unimodal[index, i], method.labels.truth[i]
             weight = torch.tanh((label - truth).abs())
             if target is SCORE:
                 loss = weight[0] * (output.logits[i, 0] - method.labels.neutral - label[0]).abs()
@@ -320,26 +321,26 @@ def test_the_unimodal_loss_by_hand(target: Target) -> None:
     )  # evaluation leaves the memory alone
 
 
-def test_an_interrupted_training_goes_on_with_its_memory(tmp_path: Path) -> None:
+def test_an_interrupted_training_resumes_with_its_memory(tmp_path: Path) -> None:
     samples = make_samples(make_dataset())
 
     def stop(record: dict[str, float]) -> None:
         if record["epoch"] == 3:
             raise KeyboardInterrupt
 
-    whole = fresh(samples)
-    straight = fit(whole, samples, epochs=5)
+    uninterrupted = fresh(samples)
+    straight = fit(uninterrupted, samples, epochs=5)
     path = tmp_path / "last.ckpt"
     with pytest.raises(KeyboardInterrupt):
         fit(fresh(samples), samples, epochs=5, checkpoint=path, on_epoch=stop)
-    again = fresh(samples)
-    resumed = fit(again, samples, epochs=5, checkpoint=path)
+    restarted = fresh(samples)
+    resumed = fit(restarted, samples, epochs=5, checkpoint=path)
     assert straight.history == resumed.history
-    assert torch.equal(whole.labels.unimodal, again.labels.unimodal)
+    assert torch.equal(uninterrupted.labels.unimodal, restarted.labels.unimodal)
 
 
 @pytest.mark.slow
-def test_on_the_built_in_dataset_it_comes_at_least_half_way_from_the_floor_to_bayes() -> None:
+def test_reaches_half_way_from_the_floor_to_bayes_accuracy() -> None:
     dataset = make(SyntheticSpec())
     samples, valid, test = (make_samples(dataset, split) for split in ("train", "valid", "test"))
     method = fresh(samples)
@@ -367,7 +368,7 @@ def test_on_the_built_in_dataset_it_comes_at_least_half_way_from_the_floor_to_ba
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["classes", "score"])
-def test_generated_labels_come_closer_to_what_each_modality_exactly_says_than_the_samples_own(
+def test_generated_labels_are_closer_to_the_modalitys_posterior_than_the_samples_labels(
     target: str,
 ) -> None:
     dataset = make(SyntheticSpec())
@@ -375,13 +376,15 @@ def test_generated_labels_come_closer_to_what_each_modality_exactly_says_than_th
     method = fresh(samples)
     fit(method, samples, epochs=8)
     labels = method.labels
-    for place, m in enumerate(method.student.modalities):
-        generated, own = labels.of(place, torch.arange(len(samples))), labels.truth
-        shown = {m: samples.present[m].numpy()}
+    for index, m in enumerate(method.student.modalities):
+        generated, truth = labels.of(index, torch.arange(len(samples))), labels.truth
+        visible = {m: samples.present[m].numpy()}
         if target == "classes":
-            generated, own = labels.distribution(generated), labels.distribution(own)
-            exact = dataset.posterior("train", shown)
+            generated, truth = labels.distribution(generated), labels.distribution(truth)
+            exact = dataset.posterior("train", visible)
         else:
-            exact = dataset.posterior.score("train", shown)[0]
-        agreement = [np.corrcoef(x.numpy().ravel(), exact.ravel())[0, 1] for x in (generated, own)]
+            exact = dataset.posterior.score("train", visible)[0]
+        agreement = [
+            np.corrcoef(x.numpy().ravel(), exact.ravel())[0, 1] for x in (generated, truth)
+        ]
         assert agreement[0] > agreement[1], (m, agreement)

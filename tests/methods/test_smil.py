@@ -19,13 +19,13 @@ from tests.methods.translating import (
     FOUR,
     KINDS,
     TWO,
-    check_nothing_visible_is_finite,
-    check_only_the_visible_counts,
+    check_finite_when_nothing_is_visible,
+    check_only_visible_frames_count,
     fit,
     frames_of,
-    inputs,
+    make_inputs,
     network_for,
-    share_of_the_way,
+    progress_to_bayes,
 )
 
 TINY = NetworkSettings(
@@ -51,9 +51,7 @@ def network(
 
 
 def started(target: str = "classes", **changes: Any) -> tuple[SMIL, Batch]:
-    """A method before its first step, without draws, and a batch of 16 whose last 8 samples lack
-    audio.
-    """
+    """Return a method before its first step, without draws; the last 8 of 16 samples lack audio."""
     samples = make_samples(make_dataset(), target=target)
     method = SMIL(network_for(SMILNetwork, samples, SMALL.model_copy(update=changes)))
     method.start(samples)
@@ -75,101 +73,101 @@ def terms(
 @pytest.mark.parametrize("widths", [TWO, FOUR])
 @pytest.mark.parametrize(("target", "shape"), KINDS)
 def test_shapes(widths: dict[str, int], target: Target, shape: tuple[int, ...]) -> None:
-    out = network(widths, target)(inputs(widths))
+    out = network(widths, target)(make_inputs(widths))
     assert out.logits.shape == shape
     assert out.representation.shape == (4, 8 * len(widths))
 
 
 @pytest.mark.parametrize("widths", [TWO, FOUR])
-def test_padding_and_what_is_invisible_change_nothing(widths: dict[str, int]) -> None:
-    check_only_the_visible_counts(network(widths), inputs(widths))
-    check_nothing_visible_is_finite(network(widths), inputs(widths))
+def test_padding_and_invisible_frames_change_nothing(widths: dict[str, int]) -> None:
+    check_only_visible_frames_count(network(widths), make_inputs(widths))
+    check_finite_when_nothing_is_visible(network(widths), make_inputs(widths))
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_the_reconstruction_lies_in_the_hull_of_the_priors_and_depends_on_what_is_visible(
+def test_the_reconstruction_lies_in_the_hull_of_the_priors_and_depends_on_visible_frames(
     training: bool,
 ) -> None:
     net = network(FOUR).train(training)
-    shown = net.look(inputs(FOUR))
+    seen = net.look(make_inputs(FOUR))
     for m, width in FOUR.items():
-        made, priors = net.reconstruct(m, shown), net.priors(m)
+        made, priors = net.reconstruct(m, seen), net.priors(m)
         assert made.shape == (4, width)
-        with_ones = torch.cat([priors.T, torch.ones(1, len(priors))])  # the weights are to sum to 1
+        with_ones = torch.cat([priors.T, torch.ones(1, len(priors))])  # the weights must sum to 1
         wanted = torch.cat([made.T, torch.ones(1, 4)])
         weights = torch.linalg.lstsq(with_ones, wanted).solution
         assert torch.allclose(with_ones @ weights, wanted, atol=1e-4)
         assert (weights > 0).all()
         assert not torch.allclose(made[0], made[1], atol=1e-4)
-        assert torch.equal(net.reconstruct(m, shown), made) != training
+        assert torch.equal(net.reconstruct(m, seen), made) != training
 
 
-def test_fewer_priors_than_asked_for_leave_the_hull_as_it_is() -> None:
-    net, given = network(TWO, settings=SMALL.model_copy(update={"priors": 5})), inputs(TWO)
+def test_fewer_priors_than_requested_leave_the_hull_unchanged() -> None:
+    net, inputs = network(TWO, settings=SMALL.model_copy(update={"priors": 5})), make_inputs(TWO)
     net.set_priors({m: torch.full((1, width), 3.0) for m, width in TWO.items()})
     for m in TWO:
         torch.testing.assert_close(
-            net.reconstruct(m, net.look(given)), torch.full((4, TWO[m]), 3.0)
+            net.reconstruct(m, net.look(inputs)), torch.full((4, TWO[m]), 3.0)
         )
 
 
-def test_the_reconstruction_stands_at_missing_frames_and_nowhere_else() -> None:
+def test_only_missing_frames_are_reconstructed() -> None:
     net = network(FOUR)
-    frames, exists, visible = inputs(FOUR, share=1.0)
+    frames, exists, visible = make_inputs(FOUR, share=1.0)
     audio = visible["audio"].clone()
     audio[2:] = False
-    given = Inputs(frames, exists, {**visible, "audio": audio})
-    before = net(given).logits
+    inputs = Inputs(frames, exists, {**visible, "audio": audio})
+    before = net(inputs).logits
     by_hand = frames["audio"].clone()
-    by_hand[2:] = net.reconstruct("audio", net.look(given))[2:, None]
+    by_hand[2:] = net.reconstruct("audio", net.look(inputs))[2:, None]
     made = net(Inputs({**frames, "audio": by_hand}, exists, exists)).representation
-    assert torch.allclose(made, net(given).representation, atol=1e-5)
+    assert torch.allclose(made, net(inputs).representation, atol=1e-5)
     with torch.no_grad():
         net.priors("audio").mul_(-3.0)
-    after = net(given).logits
+    after = net(inputs).logits
     assert torch.equal(after[:2], before[:2])
     assert not torch.allclose(after[2:], before[2:], atol=1e-5)
 
 
 def test_features_are_multiplied_by_the_perturbation() -> None:
-    net, given = network(TWO), inputs(TWO)
-    out = net.respond(given)
+    net, inputs = network(TWO), make_inputs(TWO)
+    out = net.respond(inputs)
     factor = torch.nn.functional.softplus(out.perturbation.mean)
     with torch.no_grad():
         net.regularisation.mean.weight.zero_()
-    plain = net.respond(given)
+    plain = net.respond(inputs)
     assert torch.allclose(plain.representation * factor, out.representation, atol=1e-5)
     assert not torch.allclose(plain.logits, out.logits, atol=1e-6)
     torch.manual_seed(1)
     net.train()
-    assert not torch.equal(net(given).logits, net(given).logits)
+    assert not torch.equal(net(inputs).logits, net(inputs).logits)
 
 
-def test_divergence_is_torchs() -> None:
+def test_divergence_matches_torch() -> None:
     torch.manual_seed(0)
     mean, deviation = torch.randn(3, 4), torch.rand(3, 4) + 0.1
     expected = kl_divergence(Normal(mean, deviation), Normal(0.5, 0.7)).sum(1)
     assert torch.allclose(Gaussian(mean, deviation).divergence(0.5, 0.7), expected, atol=1e-5)
 
 
-def test_priors_are_the_centres_of_what_is_present() -> None:
-    """Features that sit in three places; samples without the modality pull none of them."""
+def test_priors_are_the_centres_of_present_samples() -> None:
+    """Samples without the modality do not move the centres."""
     dataset = make_dataset()
     split = dataset.split("train")
-    places = np.array([[-3.0, 0, 0], [0, 4.0, 0], [0, 0, 5.0]], np.float32)
+    points = np.array([[-3.0, 0, 0], [0, 4.0, 0], [0, 0, 5.0]], np.float32)
     split.frames["audio"][:] = (
-        places[np.arange(48) % 3][:, None] * split.present["audio"][..., None]
+        points[np.arange(48) % 3][:, None] * split.present["audio"][..., None]
     )
     split.present["audio"][:10] = False
     split.frames["audio"][:10] = 99.0
     samples = make_samples(dataset)
     expected = samples.take(torch.arange(12, 15)).frames["audio"][:, 0]
-    found = centres(samples, 3)["audio"].float()
-    assert torch.cdist(expected, found).min(1).values.max() < 1e-4
+    priors = centres(samples, 3)["audio"].float()
+    assert torch.cdist(expected, priors).min(1).values.max() < 1e-4
     assert centres(make_samples(make_dataset()), 1000)["vision"].shape == (48, 4)
 
 
-def test_priors_are_part_of_the_checkpoint() -> None:
+def test_priors_are_saved_in_the_checkpoint() -> None:
     method, _ = started()
     restored, _ = started()
     restored.student.set_priors(
@@ -181,7 +179,7 @@ def test_priors_are_part_of_the_checkpoint() -> None:
 
 
 @pytest.mark.parametrize("target", ["classes", "score"])
-def test_without_adaptation_each_loss_is_of_its_own_samples(target: str) -> None:
+def test_without_adaptation_each_loss_is_the_task_loss_of_its_samples(target: str) -> None:
     method, batch = started(target, inner_lr=0.0)
     out = terms(method, batch)
     logits = method.student(batch.complete()).logits
@@ -240,16 +238,16 @@ def test_the_masked_loss_is_the_task_loss_of_its_rows(
 ) -> None:
     torch.manual_seed(0)
     logits = torch.randn(6, *target.response_shape)
-    chosen = torch.tensor([True, False, True, True, False, False])
+    selected = torch.tensor([True, False, True, True, False, False])
     for weights in (None, torch.tensor([0.5, 2.0, 1.0])[: logits.shape[-1]]):
-        expected = target.task_loss(logits[chosen], targets[chosen], weights)
+        expected = target.task_loss(logits[selected], targets[selected], weights)
         assert torch.allclose(
-            target.masked_task_loss(logits, targets, chosen, weights), expected, atol=1e-6
+            target.masked_task_loss(logits, targets, selected, weights), expected, atol=1e-6
         )
 
 
 @pytest.mark.parametrize("target", ["classes", "score"])
-def test_it_learns_to_predict_and_to_reconstruct(target: str) -> None:
+def test_learns_to_predict_and_to_reconstruct(target: str) -> None:
     samples = make_samples(make_dataset(), target=target)
     method = SMIL(network_for(SMILNetwork, samples, SMALL))
     history = fit(method, samples, missing=True, epochs=20).history
@@ -258,5 +256,5 @@ def test_it_learns_to_predict_and_to_reconstruct(target: str) -> None:
 
 
 @pytest.mark.slow
-def test_on_the_built_in_dataset_it_gets_at_least_half_of_the_way_to_the_bayes_rule() -> None:
-    assert share_of_the_way(SMILNetwork, SMIL, epochs=4) > 0.5
+def test_reaches_half_way_from_the_floor_to_bayes_accuracy() -> None:
+    assert progress_to_bayes(SMILNetwork, SMIL, epochs=4) > 0.5

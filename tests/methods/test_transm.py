@@ -26,13 +26,13 @@ from tests.methods.translating import (
     FOUR,
     KINDS,
     TWO,
-    check_nothing_visible_is_finite,
-    check_only_the_visible_counts,
+    check_finite_when_nothing_is_visible,
+    check_only_visible_frames_count,
     fit,
     frames_of,
-    inputs,
+    make_inputs,
     network_for,
-    share_of_the_way,
+    progress_to_bayes,
 )
 
 TINY = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(6,), dropout=0.0)
@@ -49,36 +49,36 @@ def network(
 @pytest.mark.parametrize("widths", [TWO, FOUR])
 @pytest.mark.parametrize(("target", "shape"), KINDS)
 def test_shapes(widths: dict[str, int], target: Target, shape: tuple[int, ...]) -> None:
-    net, given = network(widths, target), inputs(widths)
-    assert net(given).logits.shape == shape
-    assert net(given).representation.shape == (4, 2 * (len(widths) - 1) * 8)
-    ways = net.translate(given)
-    assert len(ways) == 2 * (len(widths) - 1)
-    assert all(way.there.shape == given.frames[way.target].shape for way in ways)
-    assert all(way.back.shape == given.frames[way.source].shape for way in ways)
+    net, inputs = network(widths, target), make_inputs(widths)
+    assert net(inputs).logits.shape == shape
+    assert net(inputs).representation.shape == (4, 2 * (len(widths) - 1) * 8)
+    translations = net.translate(inputs)
+    assert len(translations) == 2 * (len(widths) - 1)
+    assert all(t.there.shape == inputs.frames[t.target].shape for t in translations)
+    assert all(t.back.shape == inputs.frames[t.source].shape for t in translations)
 
 
 @pytest.mark.parametrize("widths", [TWO, FOUR])
-def test_padding_and_what_is_invisible_change_nothing(widths: dict[str, int]) -> None:
-    net, given = network(widths), inputs(widths)
-    check_only_the_visible_counts(net, given)
-    check_nothing_visible_is_finite(net, given)
-    other = overwrite_invisible(given, 1e6)
-    for before, after in zip(net.translate(given), net.translate(other), strict=True):
+def test_padding_and_invisible_frames_change_nothing(widths: dict[str, int]) -> None:
+    net, inputs = network(widths), make_inputs(widths)
+    check_only_visible_frames_count(net, inputs)
+    check_finite_when_nothing_is_visible(net, inputs)
+    other = overwrite_invisible(inputs, 1e6)
+    for before, after in zip(net.translate(inputs), net.translate(other), strict=True):
         assert torch.equal(before.there, after.there)
         assert torch.equal(before.back, after.back)
 
 
 @pytest.mark.parametrize("centre", list(FOUR))
-def test_every_other_modality_is_paired_with_the_centre_both_ways(centre: str) -> None:
+def test_every_other_modality_is_paired_with_the_centre_in_both_directions(centre: str) -> None:
     net = network(FOUR, settings=TransMSettings(network=TINY, centre=centre))
-    ways = [(way.source, way.target) for way in net.translate(inputs(FOUR))]
-    assert set(ways) == {(centre, m) for m in FOUR if m != centre} | {
+    directions = [(t.source, t.target) for t in net.translate(make_inputs(FOUR))]
+    assert set(directions) == {(centre, m) for m in FOUR if m != centre} | {
         (m, centre) for m in FOUR if m != centre
     }
 
 
-def test_an_unknown_centre_and_a_single_modality_are_one_clear_line() -> None:
+def test_an_unknown_centre_and_a_single_modality_are_refused() -> None:
     with pytest.raises(
         CorrKDError, match="centre 'smell' is none of the modalities language, audio"
     ):
@@ -91,37 +91,37 @@ def test_an_unknown_centre_and_a_single_modality_are_one_clear_line() -> None:
 
 def test_a_process_without_a_sample_still_uses_every_parameter() -> None:
     """Otherwise the other processes would wait for its gradients."""
-    net, nobody = network(TWO), map_tensors(lambda x: x[:0], inputs(TWO))
-    ways = net.translate(nobody)
-    assert [way.back.shape[0] for way in ways] == [0, 0]
-    (sum(way.back.sum() for way in ways) + net.fuse(ways, nobody).logits.sum()).backward()
+    net, empty = network(TWO), map_tensors(lambda x: x[:0], make_inputs(TWO))
+    translations = net.translate(empty)
+    assert [t.back.shape[0] for t in translations] == [0, 0]
+    (
+        sum(t.back.sum() for t in translations) + net.fuse(translations, empty).logits.sum()
+    ).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
 
 
-def test_what_training_fuses_is_what_the_network_answers() -> None:
-    net, given = network(FOUR), inputs(FOUR)
-    assert torch.equal(net.fuse(net.translate(given), given).logits, net(given).logits)
+def test_fused_translations_match_the_forward_pass() -> None:
+    net, inputs = network(FOUR), make_inputs(FOUR)
+    assert torch.equal(net.fuse(net.translate(inputs), inputs).logits, net(inputs).logits)
 
 
 def test_the_originals_streams_and_depths() -> None:
-    """Decoders as deep as asked for, and a vector of each modality by itself for the classifier, in
-    training and at test.
-    """
+    """Decoders have the requested depth; the classifier also gets a vector of each modality."""
     net = network(FOUR, settings=TransMSettings(network=TINY, decoder_layers=3, unimodal=True))
     assert [len(decoder.layers.layers) for cell in net.cells for decoder in cell.decoders] == [
         3
     ] * 6
     assert [len(encoder.layers) for cell in net.cells for encoder in cell.encoders] == [1] * 6
-    given = inputs(FOUR)
-    assert net(given).representation.shape == (4, (2 * 3 + 4) * 8)
-    assert torch.equal(net.fuse(net.translate(given), given).logits, net(given).logits)
-    streams = net.unimodal(given)
-    for number, (m, stream) in enumerate(zip(FOUR, streams, strict=True)):
-        torch.testing.assert_close(stream, net.streams[number](*given.of(m)))
-    assert network(FOUR).unimodal(given) == []
+    inputs = make_inputs(FOUR)
+    assert net(inputs).representation.shape == (4, (2 * 3 + 4) * 8)
+    assert torch.equal(net.fuse(net.translate(inputs), inputs).logits, net(inputs).logits)
+    streams = net.unimodal(inputs)
+    for index, (m, stream) in enumerate(zip(FOUR, streams, strict=True)):
+        torch.testing.assert_close(stream, net.streams[index](*inputs.of(m)))
+    assert network(FOUR).unimodal(inputs) == []
 
 
-def test_the_arm_of_the_originals_sizes() -> None:
+def test_the_arm_with_the_originals_sizes() -> None:
     arm = resolve("transm-original", ArmSettings(), load_settings())
     assert isinstance(arm.network.options, TransMSettings)
     sizes = arm.network.options
@@ -135,52 +135,50 @@ def test_the_arm_of_the_originals_sizes() -> None:
     assert arm.kind == "baseline"
 
 
-def test_the_way_back_reads_what_was_translated_not_the_target() -> None:
+def test_the_back_translation_reads_the_translation_not_the_target() -> None:
     net = network(TWO)
-    given = inputs(TWO, share=1.0)
-    before = net.translate(given)[0]
+    inputs = make_inputs(TWO, share=1.0)
+    before = net.translate(inputs)[0]
     other = net.translate(
-        given._replace(frames={**given.frames, "audio": given.frames["audio"] + 5.0})
+        inputs._replace(frames={**inputs.frames, "audio": inputs.frames["audio"] + 5.0})
     )[0]
     assert torch.equal(before.there, other.there)  # a translation does not see the true target
     assert torch.equal(before.back, other.back)
     with torch.no_grad():
         net.cells[0].decoders[0].project.bias.copy_(torch.tensor([1.0, -2.0, 3.0]))
-    after = net.translate(given)[0]
+    after = net.translate(inputs)[0]
     assert not torch.allclose(after.back, before.back, atol=1e-5)
 
 
 def test_a_translation_attends_to_its_source_frame_by_frame() -> None:
-    """Another order of the source's frames gives another translation; another sample of the batch
-    gives the same.
-    """
+    """The order of the source's frames matters; the other samples of the batch do not."""
     net = network(TWO)
-    frames, exists, _ = inputs(TWO)
+    frames, exists, _ = make_inputs(TWO)
     everything = {m: torch.ones_like(e) for m, e in exists.items()}
-    whole = Inputs(frames, everything, everything)
-    there = net.translate(whole)[0].there
-    turned = net.translate(
-        whole._replace(frames={**frames, "language": frames["language"].flip(1)})
+    complete = Inputs(frames, everything, everything)
+    translated = net.translate(complete)[0].there
+    flipped = net.translate(
+        complete._replace(frames={**frames, "language": frames["language"].flip(1)})
     )[0].there
-    assert not torch.allclose(turned, there, atol=1e-6)
-    assert not torch.allclose(there[:, 0], there[:, 1], atol=1e-6)
-    first = net.translate(map_tensors(lambda x: x[:1], whole))[0].there
-    assert torch.allclose(first, there[:1], atol=1e-5)
+    assert not torch.allclose(flipped, translated, atol=1e-6)
+    assert not torch.allclose(translated[:, 0], translated[:, 1], atol=1e-6)
+    first = net.translate(map_tensors(lambda x: x[:1], complete))[0].there
+    assert torch.allclose(first, translated[:1], atol=1e-5)
 
 
 @pytest.mark.parametrize("cell", [0, 1, 2])
-@pytest.mark.parametrize("way", [0, 1])
-def test_every_cell_and_way_feeds_the_prediction_and_a_part_of_the_representation_alone(
-    cell: int, way: int
+@pytest.mark.parametrize("direction", [0, 1])
+def test_each_direction_affects_the_prediction_and_one_section_of_the_representation(
+    cell: int, direction: int
 ) -> None:
-    given = inputs(FOUR)
-    before = network(FOUR)(given)
+    inputs = make_inputs(FOUR)
+    before = network(FOUR)(inputs)
     changed = network(FOUR)
     with torch.no_grad():
-        changed.cells[cell].encoders[way].embed.weight.mul_(2.0)
-    after = changed(given)
+        changed.cells[cell].encoders[direction].embed.weight.mul_(2.0)
+    after = changed(inputs)
     same = (after.representation == before.representation).view(4, 6, 8).all(2).all(0)
-    assert same.tolist() == [place != 2 * cell + way for place in range(6)]
+    assert same.tolist() == [index != 2 * cell + direction for index in range(6)]
     assert not torch.equal(after.logits, before.logits)
 
 
@@ -195,26 +193,26 @@ def test_both_translations_reach_the_joint_features() -> None:
             assert gradient.abs().max() > 0
 
 
-def test_the_terms_are_mean_absolute_errors_of_what_is_visible() -> None:
+def test_the_terms_are_mean_absolute_errors_of_visible_frames() -> None:
     samples = make_samples(make_dataset())
     method = TransM(network_for(TransMNetwork, samples, SMALL)).eval()
     batch = samples.take(torch.arange(16))
     terms = values(method(training_batch(samples, 16)))
-    ways = method.student.translate(batch.complete())
+    translations = method.student.translate(batch.complete())
 
     def error(made: torch.Tensor, m: str) -> torch.Tensor:
         return (made - batch.frames[m])[batch.present[m]].abs().mean()
 
     torch.testing.assert_close(
-        terms["forward"], sum(error(way.there, way.target) for way in ways) / len(ways)
+        terms["forward"], sum(error(t.there, t.target) for t in translations) / len(translations)
     )
     torch.testing.assert_close(
-        terms["backward"], sum(error(way.back, way.source) for way in ways) / len(ways)
+        terms["backward"], sum(error(t.back, t.source) for t in translations) / len(translations)
     )
 
 
 @pytest.mark.parametrize("target", ["classes", "score"])
-def test_trained_it_predicts_and_its_cycle_restores_unseen_samples_better_than_a_constant(
+def test_after_training_the_cycle_restores_unseen_samples_better_than_a_constant(
     target: str,
 ) -> None:
     dataset = make_dataset(sizes=(96, 48, 12))
@@ -227,13 +225,15 @@ def test_trained_it_predicts_and_its_cycle_restores_unseen_samples_better_than_a
     batch = unseen.take(torch.arange(len(unseen)))
     means = samples.mean_frames()
     with torch.no_grad():
-        ways = network.translate(batch.complete())
-    for way in ways:
-        true, there = batch.frames[way.source], batch.present[way.source]
-        constant = mean_error(frame_errors(means[way.source].float().expand_as(true), true, there))
-        assert mean_error(frame_errors(way.back, true, there)) < 0.9 * constant
+        translations = network.translate(batch.complete())
+    for t in translations:
+        frames, present = batch.frames[t.source], batch.present[t.source]
+        constant = mean_error(
+            frame_errors(means[t.source].float().expand_as(frames), frames, present)
+        )
+        assert mean_error(frame_errors(t.back, frames, present)) < 0.9 * constant
 
 
 @pytest.mark.slow
-def test_on_the_built_in_dataset_it_gets_at_least_half_of_the_way_to_the_bayes_rule() -> None:
-    assert share_of_the_way(TransMNetwork, TransM, epochs=5) > 0.5
+def test_reaches_half_way_from_the_floor_to_bayes_accuracy() -> None:
+    assert progress_to_bayes(TransMNetwork, TransM, epochs=5) > 0.5

@@ -1,4 +1,4 @@
-"""What the tests of the methods that translate or reconstruct modalities share."""
+"""Helpers for tests of methods that translate or reconstruct modalities."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ def frames_of(widths: Mapping[str, int]) -> dict[str, int]:
     return dict(zip(widths, LENGTHS, strict=False))
 
 
-def inputs(widths: Mapping[str, int], count: int = 4, share: float = 0.6) -> Inputs:
-    """Random inputs, of which a `share` of the frames is visible."""
+def make_inputs(widths: Mapping[str, int], count: int = 4, share: float = 0.6) -> Inputs:
+    """Return random inputs with a `share` of the frames visible."""
     generator = torch.Generator().manual_seed(0)
-    most = frames_of(widths)
+    sizes = frames_of(widths)
     frames = {
-        m: torch.randn(count, most[m], width, generator=generator) for m, width in widths.items()
+        m: torch.randn(count, sizes[m], width, generator=generator) for m, width in widths.items()
     }
-    lengths = {m: torch.randint(1, most[m] + 1, (count, 1), generator=generator) for m in widths}
-    exists = {m: torch.arange(most[m])[None] < lengths[m] for m in widths}
+    lengths = {m: torch.randint(1, sizes[m] + 1, (count, 1), generator=generator) for m in widths}
+    exists = {m: torch.arange(sizes[m])[None] < lengths[m] for m in widths}
     visible = {m: e & (torch.rand(e.shape, generator=generator) < share) for m, e in exists.items()}
     return Inputs(frames, exists, visible)
 
 
-def check_only_the_visible_counts(network: nn.Module, given: Inputs) -> None:
-    """Other values at invisible places, and two more frames of padding, change nothing."""
-    first = network(given).logits
-    assert torch.equal(network(overwrite_invisible(given, 1e6)).logits, first)
+def check_only_visible_frames_count(network: nn.Module, inputs: Inputs) -> None:
+    """Check that the values of invisible frames and two frames of padding change nothing."""
+    first = network(inputs).logits
+    assert torch.equal(network(overwrite_invisible(inputs, 1e6)).logits, first)
 
-    def longer(x: Tensor) -> Tensor:
-        more = torch.zeros_like(x[:, :1]) if x.dtype == torch.bool else torch.ones_like(x[:, :1])
-        return torch.cat([x, more, more], 1)
+    def pad(x: Tensor) -> Tensor:
+        padding = torch.zeros_like(x[:, :1]) if x.dtype == torch.bool else torch.ones_like(x[:, :1])
+        return torch.cat([x, padding, padding], 1)
 
-    assert torch.allclose(network(map_tensors(longer, given)).logits, first, atol=1e-5)
+    assert torch.allclose(network(map_tensors(pad, inputs)).logits, first, atol=1e-5)
 
 
-def check_nothing_visible_is_finite(network: nn.Module, given: Inputs) -> None:
-    nothing = {m: torch.zeros_like(e) for m, e in given.exists.items()}
-    logits = network(given._replace(visible=nothing)).logits
+def check_finite_when_nothing_is_visible(network: nn.Module, inputs: Inputs) -> None:
+    nothing = {m: torch.zeros_like(e) for m, e in inputs.exists.items()}
+    logits = network(inputs._replace(visible=nothing)).logits
     logits.sum().backward()
     assert torch.isfinite(logits).all()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
@@ -63,17 +63,17 @@ def check_nothing_visible_is_finite(network: nn.Module, given: Inputs) -> None:
 
 def network_for(kind: type[nn.Module], samples: Samples, settings: Any = None) -> Any:
     torch.manual_seed(0)
-    most = {m: x.shape[1] for m, x in samples.exists.items()}
+    sizes = {m: x.shape[1] for m, x in samples.exists.items()}
     target = samples.target
-    return kind(samples.widths, most, target=target, settings=settings)
+    return kind(samples.widths, sizes, target=target, settings=settings)
 
 
 def accuracy(network: nn.Module, samples: Samples) -> float:
     network.eval()
     batch = samples.take(torch.arange(len(samples)))
     with torch.no_grad():
-        answers = network(batch.complete()).logits.argmax(-1)
-    return float((answers == batch.targets).double().mean())
+        predictions = network(batch.complete()).logits.argmax(-1)
+    return float((predictions == batch.targets).double().mean())
 
 
 def fit(
@@ -90,11 +90,11 @@ def fit(
     )
 
 
-def share_of_the_way(
+def progress_to_bayes(
     network_kind: type[nn.Module], method_kind: type[Method], *, epochs: int
 ) -> float:
-    """Trained on the built-in dataset, complete: where the test accuracy lies between the majority
-    floor (0) and the Bayes rule's (1).
+    """Train on the complete built-in dataset; return where the test accuracy lies between the
+    majority floor (0) and the Bayes accuracy (1).
     """
     dataset = make()
     training, valid, test = (make_samples(dataset, split) for split in ("train", "valid", "test"))

@@ -51,12 +51,12 @@ def test_any_number_of_modalities(count: int) -> None:
 
 
 def test_names_are_read_back() -> None:
-    for known in standard_conditions(
+    for expected in standard_conditions(
         NAMES,
         EvaluationSettings(conditions={"late": [0.5], "noise": [0.25]}),
         naturally_incomplete=True,
     ):
-        assert condition(known.name, NAMES, draws=3) == known
+        assert condition(expected.name, NAMES, draws=3) == expected
     assert condition("vision+language", NAMES).name == "language+vision"
 
 
@@ -64,15 +64,15 @@ def test_names_are_read_back() -> None:
     "name",
     ["", "speech", "ratio-1.5", "ratio-x", "ratio-nan", "language+speech", "burst", "blur-0.5"],
 )
-def test_an_unknown_name_says_what_is_allowed(name: str) -> None:
+def test_an_unknown_name_lists_the_available_conditions(name: str) -> None:
     with pytest.raises(
         CorrKDError, match=r"unknown condition .*; available: complete, language, audio, vision"
     ):
         condition(name, NAMES)
 
 
-def test_nothing_random_is_drawn_once() -> None:
-    chosen = {
+def test_deterministic_conditions_are_drawn_once() -> None:
+    conditions = {
         c.name: c
         for c in standard_conditions(
             NAMES,
@@ -81,14 +81,14 @@ def test_nothing_random_is_drawn_once() -> None:
         )
     }
     assert (
-        chosen["ratio-0.0"].draws
-        == chosen["ratio-1.0"].draws
-        == chosen["complete"].draws
-        == chosen["late-0.5"].draws
+        conditions["ratio-0.0"].draws
+        == conditions["ratio-1.0"].draws
+        == conditions["complete"].draws
+        == conditions["late-0.5"].draws
         == 1
     )
-    assert chosen["ratio-0.5"].draws == chosen["burst-0.5"].draws == 4
-    assert "natural" not in chosen
+    assert conditions["ratio-0.5"].draws == conditions["burst-0.5"].draws == 4
+    assert "natural" not in conditions
 
 
 @pytest.mark.parametrize(
@@ -133,31 +133,31 @@ def test_draws_differ_and_ratios_are_nested() -> None:
 @pytest.mark.parametrize(
     "name", ["complete", "average", "ratios", "natural", "ratio-0.3", "noise-x", "a+b", "a,b", ""]
 )
-def test_a_modality_cannot_be_called_like_a_condition(name: str) -> None:
+def test_a_modality_named_like_a_condition_is_refused(name: str) -> None:
     with pytest.raises(CorrKDError, match="give it another"):
         subsets(["audio", name])
 
 
 def test_any_ratio_has_a_name_and_noise_is_always_random() -> None:
-    chosen = standard_conditions(
+    conditions = standard_conditions(
         NAMES,
         EvaluationSettings(conditions={"ratio": [0.00001, 0.25, 1], "noise": [1.0]}, draws=2),
         naturally_incomplete=False,
     )
-    names = {c.name: c for c in chosen if c.kind in ("ratio", "noise")}
+    names = {c.name: c for c in conditions if c.kind in ("ratio", "noise")}
     assert set(names) == {"ratio-0.00001", "ratio-0.25", "ratio-1.0", "noise-1.0"}
     assert all(condition(name, NAMES, 2) == c for name, c in names.items())
     assert names["noise-1.0"].draws == 2
 
 
 @pytest.mark.parametrize("name", ["audio", "ratio-0.5", "burst-0.5", "late-0.5", "absent-0.5"])
-def test_a_raw_split_loses_what_its_samples_lose(name: str) -> None:
-    """Masks need no network's samples, only ids and lengths."""
+def test_a_raw_split_gets_the_masks_of_its_samples(name: str) -> None:
+    """Masks need only ids and lengths."""
     dataset = make_dataset()
     samples = make_samples(dataset, "test")
-    chosen = condition(name, samples.modalities)
-    raw = chosen.dropped(for_masks(dataset.split("test")), seed=5, draw=0)
-    dropped = chosen.dropped(samples.without_frames(), seed=5, draw=0)
+    selected = condition(name, samples.modalities)
+    raw = selected.dropped(for_masks(dataset.split("test")), seed=5, draw=0)
+    dropped = selected.dropped(samples.without_frames(), seed=5, draw=0)
     assert any(mask.any() for mask in dropped.values())
     for m, mask in dropped.items():
         assert torch.equal(raw[m], mask)
@@ -174,14 +174,14 @@ def test_settings_change_one_kind_and_leave_the_others() -> None:
     assert changed.conditions == {**defaults, "burst": [0.2]}
     assert (
         EvaluationSettings(conditions={"burst": (0.2,)}) == changed
-    )  # a tuple is a list once it is read again
+    )  # a tuple is read back as a list
     names = {c.name for c in standard_conditions(NAMES, changed, naturally_incomplete=True)}
     assert {n for n in names if n.startswith("burst")} == {"burst-0.2"}
     assert {"ratio-0.1", "natural"} <= names
 
 
 @pytest.mark.parametrize(
-    ("values", "line"),
+    ("values", "message"),
     [
         (
             {"ratio": [0.5, 2]},
@@ -208,8 +208,8 @@ def test_settings_change_one_kind_and_leave_the_others() -> None:
         ),
     ],
 )
-def test_a_wrong_setting_is_one_line_that_names_it(values: dict[str, object], line: str) -> None:
-    with pytest.raises(CorrKDError, match=line) as caught:
+def test_a_wrong_setting_is_refused_in_one_line(values: dict[str, object], message: str) -> None:
+    with pytest.raises(CorrKDError, match=message) as caught:
         check_settings(values)
     assert "\n" not in str(caught.value)
 
@@ -221,7 +221,7 @@ class Blur(Condition):
 
 
 class HazeBlur(Condition):
-    """Its kind would not be read back from a condition's name."""
+    """Its kind cannot be parsed from a condition's name."""
 
     kind = "haze-blur"
 
@@ -233,7 +233,7 @@ class HazeBlur(Condition):
         ("haze-blur", "HazeBlur", "'haze-blur': the name of a kind of condition must have no -"),
     ],
 )
-def test_a_kind_that_no_name_leads_back_to_is_refused(
+def test_a_kind_that_cannot_be_parsed_from_a_name_is_refused(
     offer: Offer, name: str, class_: str, message: str
 ) -> None:
     offer("corrkd.conditions", **{name: f"{__name__}:{class_}"})
@@ -241,25 +241,27 @@ def test_a_kind_that_no_name_leads_back_to_is_refused(
         condition_class(name)
 
 
-def test_what_a_network_sees_under_noise_is_other_than_what_is_left() -> None:
+def test_noise_replaces_frames_and_hides_none() -> None:
     samples = make_samples(make_dataset())
     batch = samples.take(torch.arange(len(samples)))
     noisy, missing = condition("noise-0.5", NAMES), condition("ratio-0.5", NAMES)
-    heard, lost = noisy.apply(batch, seed=1, draw=0), missing.apply(batch, seed=1, draw=0)
+    with_noise = noisy.apply(batch, seed=1, draw=0)
+    with_missing = missing.apply(batch, seed=1, draw=0)
     for m in NAMES:
         assert torch.equal(noisy.visible(batch, seed=1, draw=0)[m], batch.present[m])
-        assert torch.equal(missing.visible(batch, seed=1, draw=0)[m], lost.visible[m])
+        assert torch.equal(missing.visible(batch, seed=1, draw=0)[m], with_missing.visible[m])
         assert torch.equal(
-            (heard.frames[m] != batch.frames[m]).any(2), batch.present[m] & ~lost.visible[m]
+            (with_noise.frames[m] != batch.frames[m]).any(2),
+            batch.present[m] & ~with_missing.visible[m],
         )
 
 
 @pytest.mark.parametrize("name", ["ratio-0.5", "noise-0.5"])
-def test_masks_can_be_given_in_place_of_its_own(name: str) -> None:
+def test_masks_can_be_passed_in(name: str) -> None:
     samples = make_samples(make_dataset())
     batch = samples.take(torch.arange(len(samples)))
-    chosen = condition(name, NAMES, 2)
-    replayed = chosen.apply(
+    selected = condition(name, NAMES, 2)
+    replayed = selected.apply(
         batch, seed=1, draw=0, masks={m: torch.zeros_like(x) for m, x in batch.exists.items()}
     )
     for m in NAMES:
@@ -270,8 +272,8 @@ def test_masks_can_be_given_in_place_of_its_own(name: str) -> None:
 RATES = st.floats(0, 1, width=32)
 
 
-def lost_by(rate: float, batch: Batch, seed: int = 0, draw: int = 0) -> torch.Tensor:
-    """Which modalities "absent" takes from which samples, (N, M)."""
+def absent_from(rate: float, batch: Batch, seed: int = 0, draw: int = 0) -> torch.Tensor:
+    """Return which modalities "absent" drops from which samples, (N, M)."""
     dropped = Absent.at(rate, tuple(batch.exists)).dropped(batch, seed=seed, draw=draw)
     for m, mask in dropped.items():
         assert mask.shape == batch.exists[m].shape
@@ -279,8 +281,8 @@ def lost_by(rate: float, batch: Batch, seed: int = 0, draw: int = 0) -> torch.Te
     return torch.stack([mask.all(1) for mask in dropped.values()], 1)
 
 
-def many(count: int = 20_000, modalities: int = 3) -> Batch:
-    """Samples with one frame of each modality, without the frames."""
+def make_batch(count: int = 20_000, modalities: int = 3) -> Batch:
+    """Return samples with one frame of each modality, without the frames' values."""
     exists = {f"m{k}": torch.ones(count, 1, dtype=torch.bool) for k in range(modalities)}
     keys = torch.tensor([sample_key(f"sample {i}") for i in range(count)])
     return Batch(
@@ -297,26 +299,28 @@ def many(count: int = 20_000, modalities: int = 3) -> Batch:
 
 @pytest.mark.parametrize("modalities", [2, 3, 5])
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.3, 0.5, 0.7, 1.0])
-def test_absent_reaches_its_rate_in_the_mean_and_leaves_one(rate: float, modalities: int) -> None:
-    batch = many(modalities=modalities)
-    lost = lost_by(rate, batch)
-    assert not lost.all(1).any()
+def test_absent_reaches_its_mean_rate_and_leaves_one_modality(rate: float, modalities: int) -> None:
+    batch = make_batch(modalities=modalities)
+    dropped = absent_from(rate, batch)
+    assert not dropped.all(1).any()
     reachable = min(rate, 1 - 1 / modalities)
     deviation = 3 / len(batch) ** 0.5
-    assert lost.float().mean().item() == pytest.approx(reachable, abs=deviation)
-    assert lost.float().mean(0).tolist() == pytest.approx([reachable] * modalities, abs=deviation)
+    assert dropped.float().mean().item() == pytest.approx(reachable, abs=deviation)
+    assert dropped.float().mean(0).tolist() == pytest.approx(
+        [reachable] * modalities, abs=deviation
+    )
     if rate > 1 - 1 / modalities:
-        assert (lost.sum(1) == modalities - 1).all()
+        assert (dropped.sum(1) == modalities - 1).all()
 
 
 @given(RATES, RATES, st.integers(0, 99), st.integers(1, 4), st.permutations(range(12)))
 @settings(deadline=None, max_examples=50)
-def test_absent_is_nested_and_follows_from_seed_and_sample_alone(
+def test_absent_is_nested_and_depends_only_on_seed_and_sample(
     first: float, second: float, seed: int, modalities: int, order: list[int]
 ) -> None:
-    batch = many(12, modalities)
+    batch = make_batch(12, modalities)
     low, high = sorted((first, second))
-    inner, outer = lost_by(low, batch, seed), lost_by(high, batch, seed)
+    inner, outer = absent_from(low, batch, seed), absent_from(high, batch, seed)
     assert not (inner & ~outer).any()
     assert not outer.all(1).any()
     rows = torch.tensor(order)
@@ -326,39 +330,39 @@ def test_absent_is_nested_and_follows_from_seed_and_sample_alone(
         exists={m: x[rows] for m, x in reversed(batch.exists.items())},
         present=batch.present,
     )
-    assert torch.equal(lost_by(high, shuffled, seed).flip(1), outer[rows])
-    assert torch.equal(lost_by(high, batch, seed), outer)
+    assert torch.equal(absent_from(high, shuffled, seed).flip(1), outer[rows])
+    assert torch.equal(absent_from(high, batch, seed), outer)
 
 
 def test_absent_draws_and_seeds_differ() -> None:
-    batch = many(200)
-    lost = lost_by(0.4, batch)
-    assert not torch.equal(lost, lost_by(0.4, batch, draw=1))
-    assert not torch.equal(lost, lost_by(0.4, batch, seed=1))
+    batch = make_batch(200)
+    dropped = absent_from(0.4, batch)
+    assert not torch.equal(dropped, absent_from(0.4, batch, draw=1))
+    assert not torch.equal(dropped, absent_from(0.4, batch, seed=1))
 
 
 def test_absent_leaves_a_modality_that_the_sample_has() -> None:
-    """Where the data lack one, the rate is of the others."""
-    batch = many()
+    """Where the data lack a modality, the rate applies to the others."""
+    batch = make_batch()
     batch = replace(batch, present={**batch.present, "m1": torch.zeros_like(batch.exists["m1"])})
     for rate in (0.3, 1.0):
-        lost = lost_by(rate, batch)[:, [0, 2]]
-        assert not lost.all(1).any()
-        assert lost.float().mean().item() == pytest.approx(min(rate, 0.5), abs=0.02)
+        dropped = absent_from(rate, batch)[:, [0, 2]]
+        assert not dropped.all(1).any()
+        assert dropped.float().mean().item() == pytest.approx(min(rate, 0.5), abs=0.02)
 
 
 def test_a_single_modality_is_never_absent() -> None:
-    assert not lost_by(1.0, many(50, 1)).any()
+    assert not absent_from(1.0, make_batch(50, 1)).any()
 
 
-def test_absent_at_zero_is_complete_and_nothing_else_is_one_subset() -> None:
+def test_absent_is_one_subset_only_at_zero() -> None:
     assert condition("absent-0.0", NAMES, 3).draws == 1
     assert condition("absent-0.0", NAMES).complete_modalities == NAMES
     assert condition("absent-1.0", NAMES, 3).draws == 3
     assert condition("absent-1.0", NAMES).complete_modalities is None
 
 
-def test_the_settings_name_the_protocols_that_there_are() -> None:
+def test_the_settings_list_all_protocols() -> None:
     every = EvaluationSettings(protocols=tuple(PROTOCOLS), conditions={"ratio": [0.5], "burst": []})  # type: ignore[arg-type]
     with pytest.raises(ValidationError, match="'lnln' or 'gcnet'"):
         EvaluationSettings(protocols=("none",))  # type: ignore[arg-type]
@@ -371,12 +375,12 @@ def test_the_settings_name_the_protocols_that_there_are() -> None:
 
 
 @pytest.mark.parametrize(("modalities", "highest"), [(1, 0.0), (2, 0.5), (3, 0.7), (4, 0.7)])
-def test_gcnet_ends_where_a_single_modality_is_left(modalities: int, highest: float) -> None:
+def test_gcnet_ends_where_a_single_modality_remains(modalities: int, highest: float) -> None:
     rates = [c.ratio for c in PROTOCOLS["gcnet"].conditions([f"m{k}" for k in range(modalities)])]
     assert rates == [k / 10 for k in range(round(10 * highest) + 1)]
 
 
-def test_a_protocols_mean_names_its_conditions() -> None:
+def test_a_protocols_mean_expands_to_its_conditions() -> None:
     names = [c.name for c in named_conditions(["audio", "mean-lnln", "ratio-0.3"], NAMES, 2)]
     assert names == ["audio", *(f"ratio-0.{k}" for k in range(10))]
     with pytest.raises(CorrKDError, match="give it another"):

@@ -28,9 +28,10 @@ def test_masks_are_replayed_for_any_order_of_samples(tmp_path: Path) -> None:
     replay = manifest.replay(samples)
     rows = torch.arange(len(samples)).flip(0)[:11]
     batch = samples.take(rows)
-    for chosen in conditions[:2]:
+    for selected in conditions[:2]:
         for draw in (0, 1):
-            drawn, replayed = chosen.dropped(batch, seed=9, draw=draw), replay(chosen, draw, batch)
+            drawn = selected.dropped(batch, seed=9, draw=draw)
+            replayed = replay(selected, draw, batch)
             for m in NAMES:
                 assert torch.equal(drawn[m], replayed[m])
 
@@ -45,7 +46,7 @@ def test_other_samples_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a manifest", b"\xff" * 64])
-def test_a_damaged_manifest_is_one_clear_line(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "masks.safetensors"
     path.write_bytes(content)
     with pytest.raises(CorrKDError, match="not a manifest of masks"):

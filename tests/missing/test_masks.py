@@ -25,26 +25,26 @@ def numbers(keys: torch.Tensor, count: int = 20, **options: object) -> torch.Ten
     )
 
 
-def reference(key: int, stream: int, place: int) -> float:
-    """SplitMix64 in Python's integers."""
-    word = (1 << 64) - 1
+def reference(key: int, stream: int, index: int) -> float:
+    """Compute SplitMix64 in Python's integers."""
+    low_bits = (1 << 64) - 1
 
     def mixed(x: int) -> int:
-        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & word
-        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & word
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & low_bits
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & low_bits
         return x ^ (x >> 31)
 
-    state = mixed((key ^ stream) & word)
-    return (mixed((state + (place + 1) * 0x9E3779B97F4A7C15) & word) >> 40) / 2**24
+    state = mixed((key ^ stream) & low_bits)
+    return (mixed((state + (index + 1) * 0x9E3779B97F4A7C15) & low_bits) >> 40) / 2**24
 
 
 def test_the_hash_is_splitmix64() -> None:
     keys = keys_of(7)
     stream = masks._stream(1, "frame", "audio", 3, 0)
-    got = numbers(keys)
+    actual = numbers(keys)
     for row, key in enumerate(keys.tolist()):
-        for place in range(20):
-            assert got[row, place].item() == reference(key, stream, place)
+        for index in range(20):
+            assert actual[row, index].item() == reference(key, stream, index)
 
 
 def test_numbers_are_uniform_and_unrelated() -> None:
@@ -67,15 +67,15 @@ def test_a_mask_depends_on_neither_order_nor_batch_size_nor_length(
     order: list[int], size: int, frames: int
 ) -> None:
     keys = keys_of(12)
-    whole = numbers(keys, 40)
+    expected = numbers(keys, 40)
     shuffled = keys[torch.tensor(order)]
-    parts = torch.cat([numbers(part, frames) for part in shuffled.split(size)])
-    assert torch.equal(parts, whole[torch.tensor(order)][:, :frames])
+    actual = torch.cat([numbers(batch, frames) for batch in shuffled.split(size)])
+    assert torch.equal(actual, expected[torch.tensor(order)][:, :frames])
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
 @settings(deadline=None, max_examples=60)
-def test_what_is_dropped_at_a_ratio_is_dropped_at_a_larger_one(first: float, second: float) -> None:
+def test_masks_of_growing_ratios_are_nested(first: float, second: float) -> None:
     low, high = sorted((first, second))
     sample = numbers(keys_of(30))
     assert not (masks.drop_frames(sample, low) & ~masks.drop_frames(sample, high)).any()
@@ -100,8 +100,8 @@ def test_bursts_are_contiguous_nested_and_of_the_right_size(
 ) -> None:
     low, high = sorted((first, second))
     length = torch.tensor(lengths)
-    place = masks.uniform(keys_of(len(lengths)), 1, seed=seed, purpose="burst")
-    small, large = (masks.drop_burst(place, ratio, length, 17) for ratio in (low, high))
+    position = masks.uniform(keys_of(len(lengths)), 1, seed=seed, purpose="burst")
+    small, large = (masks.drop_burst(position, ratio, length, 17) for ratio in (low, high))
     assert not (small & ~large).any()
     for row, count in enumerate(lengths):
         for mask, ratio in ((small, low), (large, high)):
@@ -112,9 +112,9 @@ def test_bursts_are_contiguous_nested_and_of_the_right_size(
                 assert dropped[-1] - dropped[0] + 1 == len(dropped)
 
 
-def test_bursts_lie_anywhere() -> None:
-    place = masks.uniform(keys_of(3000), 1, seed=0, purpose="burst")
-    first = masks.drop_burst(place, 0.5, torch.full((3000,), 10), 10).int().argmax(1)
+def test_bursts_start_uniformly() -> None:
+    position = masks.uniform(keys_of(3000), 1, seed=0, purpose="burst")
+    first = masks.drop_burst(position, 0.5, torch.full((3000,), 10), 10).int().argmax(1)
     counts = torch.bincount(first, minlength=6)
     assert len(counts) == 6
     assert (counts - 500).abs().max() < 5 * (3000 * (1 / 6) * (5 / 6)) ** 0.5
@@ -143,42 +143,42 @@ def test_training_masks_leave_something_visible(
     modality: float, low: float, high: float, seed: int, epoch: int
 ) -> None:
     samples = make_samples(make_dataset())
-    chosen = MissingSettings(
+    missing = MissingSettings(
         modality=modality, frames_low=min(low, high), frames_high=max(low, high), complete=0.0
     )
-    dropped = RandomMissing(chosen, seed).dropped(samples.keys, samples.present, epoch=epoch)
+    dropped = RandomMissing(missing, seed).dropped(samples.keys, samples.present, epoch=epoch)
     visible = torch.cat([samples.present[m] & ~dropped[m] for m in samples.modalities], 1)
     assert visible.any(1).all()
 
 
 def test_training_masks_change_with_the_epoch_and_not_with_the_batch() -> None:
     samples = make_samples(make_dataset())
-    chosen = MissingSettings()
+    missing = MissingSettings()
 
     def drawn(rows: torch.Tensor, epoch: int) -> dict[str, torch.Tensor]:
         present = {m: x[rows] for m, x in samples.present.items()}
-        return RandomMissing(chosen, 0).dropped(samples.keys[rows], present, epoch=epoch)
+        return RandomMissing(missing, 0).dropped(samples.keys[rows], present, epoch=epoch)
 
     everything = torch.arange(len(samples))
-    whole, later = drawn(everything, 1), drawn(everything, 2)
-    part = drawn(everything[10:20].flip(0), 1)
+    first_epoch, second_epoch = drawn(everything, 1), drawn(everything, 2)
+    subset = drawn(everything[10:20].flip(0), 1)
     for m in samples.modalities:
-        assert torch.equal(part[m], whole[m][10:20].flip(0))
-        assert not torch.equal(whole[m], later[m])
+        assert torch.equal(subset[m], first_epoch[m][10:20].flip(0))
+        assert not torch.equal(first_epoch[m], second_epoch[m])
 
 
 def test_training_masks_follow_their_distribution() -> None:
     count = 20_000
     present = {m: torch.ones(count, 10, dtype=torch.bool) for m in ("a", "b", "c")}
-    chosen = MissingSettings(modality=0.3, frames_low=0.2, frames_high=0.6, complete=0.25)
-    dropped = RandomMissing(chosen, 0).dropped(keys_of(count), present, epoch=1)
-    lost = torch.stack([d.all(1) for d in dropped.values()], 1)
-    whole = ~torch.cat(list(dropped.values()), 1).any(1)
-    assert abs(whole.double().mean() - 0.25) < 0.02
-    # All three lost happens 2.7 % of the time, and then one is kept: 0.3 - 0.027 / 3.
-    assert (lost[~whole].double().mean(0) - 0.291).abs().max() < 0.02
-    kept = dropped["a"][~whole & ~lost[:, 0]]
-    assert abs(kept.double().mean() - 0.4) < 0.02
+    missing = MissingSettings(modality=0.3, frames_low=0.2, frames_high=0.6, complete=0.25)
+    dropped = RandomMissing(missing, 0).dropped(keys_of(count), present, epoch=1)
+    absent = torch.stack([d.all(1) for d in dropped.values()], 1)
+    complete = ~torch.cat(list(dropped.values()), 1).any(1)
+    assert abs(complete.double().mean() - 0.25) < 0.02
+    # All three are drawn 2.7 % of the time, and then one is kept: 0.3 - 0.027 / 3.
+    assert (absent[~complete].double().mean(0) - 0.291).abs().max() < 0.02
+    frame_masks = dropped["a"][~complete & ~absent[:, 0]]
+    assert abs(frame_masks.double().mean() - 0.4) < 0.02
 
 
 def test_a_naturally_absent_modality_is_not_the_one_that_is_kept() -> None:

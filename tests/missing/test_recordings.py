@@ -1,6 +1,4 @@
-"""Frames that the data number are dropped by recording: what one window has lost, its neighbours
-have lost too.
-"""
+"""Numbered frames are dropped by recording: overlapping windows lose the same frames."""
 
 from __future__ import annotations
 
@@ -32,8 +30,8 @@ WINDOW, RECORDINGS, LENGTH = 4, 5, 9
 
 
 def windows(name: str, seed: int, *, numbered: bool = True) -> Split:
-    """Windows of four frames, shifted by one, of recordings of nine frames; padded on the right at
-    the start of a recording.
+    """Return windows of four frames, shifted by one, of recordings of nine frames; the first ones
+    are padded on the right.
     """
     rng = np.random.default_rng(seed)
     recordings = rng.normal(size=(RECORDINGS, LENGTH, 3)).astype(np.float32)
@@ -73,7 +71,7 @@ def dataset(**options: bool) -> MultimodalDataset:
 
 
 def states(split: Split, dropped: np.ndarray, modality: str) -> dict[tuple[str, int], set[bool]]:
-    """Whether each frame of a recording is dropped, in all windows that hold it."""
+    """Return for each frame of a recording whether it is dropped in the windows that contain it."""
     out: dict[tuple[str, int], set[bool]] = {}
     for row, column in zip(*np.nonzero(split.exists(modality)), strict=True):
         key = (str(split.groups["video"][row]), int(split.frame_ids[modality][row, column]))
@@ -82,20 +80,20 @@ def states(split: Split, dropped: np.ndarray, modality: str) -> dict[tuple[str, 
 
 
 @pytest.mark.parametrize("name", ["ratio-0.4", "noise-0.4"])
-def test_a_frame_is_dropped_in_every_window_that_holds_it(name: str) -> None:
+def test_a_frame_is_dropped_in_every_window_that_contains_it(name: str) -> None:
     data = dataset()
     samples = make_samples(data, "test")
     manifest = make_manifest(samples, [condition(name, data.modalities, draws=2)], seed=3)
-    found = {}
+    by_draw = {}
     for (_, draw, m), mask in manifest.masks.items():
-        found[draw, m] = states(data.split("test"), mask, m)
-        assert all(len(both) == 1 for both in found[draw, m].values())
-        assert 0.2 < np.mean([True in both for both in found[draw, m].values()]) < 0.6
-    assert found[0, "a"] != found[0, "b"]
-    assert found[0, "a"] != found[1, "a"]
+        by_draw[draw, m] = states(data.split("test"), mask, m)
+        assert all(len(values) == 1 for values in by_draw[draw, m].values())
+        assert 0.2 < np.mean([True in values for values in by_draw[draw, m].values()]) < 0.6
+    assert by_draw[0, "a"] != by_draw[0, "b"]
+    assert by_draw[0, "a"] != by_draw[1, "a"]
 
 
-def test_without_numbers_each_window_loses_its_own() -> None:
+def test_without_numbers_windows_are_masked_independently() -> None:
     data = dataset(numbered=False)
     samples = make_samples(data, "test")
     mask = (
@@ -103,58 +101,58 @@ def test_without_numbers_each_window_loses_its_own() -> None:
         .dropped(samples.without_frames(), seed=3, draw=0)["a"]
         .numpy()
     )
-    assert any(len(both) > 1 for both in states(windows("test", 2), mask, "a").values())
+    assert any(len(values) > 1 for values in states(windows("test", 2), mask, "a").values())
 
 
-def test_in_training_a_frame_has_one_number_too() -> None:
-    """With one ratio for all samples, what is dropped in a window is dropped in its neighbours."""
+def test_training_also_masks_by_frame_number() -> None:
+    """With one ratio for all samples, overlapping windows lose the same frames."""
     samples, split = make_samples(dataset()), windows("train", 0)
     even = MissingSettings(modality=0.0, frames_low=0.3, frames_high=0.3, complete=0.0)
     random_missing = RandomMissing(even, seed=1)
     dropped = random_missing.epoch(samples, 2).dropped
     assert dropped is not None
     for m in ("a", "b"):
-        # But for windows that would show nothing, which keep a frame.
-        kept = (samples.present["a"] & ~dropped["a"]).sum(1) + (
+        # Windows without a visible frame are excluded: they keep one.
+        eligible = (samples.present["a"] & ~dropped["a"]).sum(1) + (
             samples.present["b"] & ~dropped["b"]
         ).sum(1) > 1
-        rows = kept.numpy()
-        part = replace(split, groups={"video": split.groups["video"]})
-        both = states(part.take(rows), dropped[m].numpy()[rows], m)
-        assert all(len(values) == 1 for values in both.values())
+        rows = eligible.numpy()
+        stripped = replace(split, groups={"video": split.groups["video"]})
+        by_frame = states(stripped.take(rows), dropped[m].numpy()[rows], m)
+        assert all(len(values) == 1 for values in by_frame.values())
     other = random_missing.dropped(samples.keys, samples.present, epoch=2)
     assert not torch.equal(other["a"], dropped["a"])
 
 
 def test_order_and_batches_change_nothing() -> None:
     data = dataset()
-    samples, chosen = make_samples(data, "test"), condition("ratio-0.5", data.modalities)
-    whole = chosen.dropped(samples.without_frames(), seed=0, draw=0)["a"]
+    samples, selected = make_samples(data, "test"), condition("ratio-0.5", data.modalities)
+    expected = selected.dropped(samples.without_frames(), seed=0, draw=0)["a"]
     rows = torch.tensor([7, 3, 30])
-    for part in (
-        chosen.dropped(samples.take(rows), seed=0, draw=0),
-        chosen.dropped(samples.subset(rows).without_frames(), seed=0, draw=0),
+    for subset in (
+        selected.dropped(samples.take(rows), seed=0, draw=0),
+        selected.dropped(samples.subset(rows).without_frames(), seed=0, draw=0),
     ):
-        assert torch.equal(part["a"], whole[rows])
+        assert torch.equal(subset["a"], expected[rows])
 
 
-def arrays(data: MultimodalDataset, *, left: bool = False) -> dict[str, Any]:
-    """The dataset as one set of named arrays, on request padded on the left."""
-    parts = [data.split(name) for name in ("train", "valid", "test")]
+def arrays(data: MultimodalDataset, *, left_padded: bool = False) -> dict[str, Any]:
+    """Return the dataset as named arrays, padded on the left if `left_padded`."""
+    splits = [data.split(name) for name in ("train", "valid", "test")]
 
     def joined(pick: Any) -> np.ndarray:
-        return np.concatenate([pick(part) for part in parts])
+        return np.concatenate([pick(split) for split in splits])
 
-    lengths = joined(lambda part: part.lengths["a"])
+    lengths = joined(lambda split: split.lengths["a"])
     out = {
-        "a": joined(lambda part: part.frames["a"]),
-        "frame_ids": joined(lambda part: part.frame_ids["a"]),
-        "labels": joined(lambda part: part.labels),
-        "ids": joined(lambda part: part.ids),
-        "video": joined(lambda part: part.groups["video"]),
-        "split": np.repeat(["train", "valid", "test"], [len(part) for part in parts]),
+        "a": joined(lambda split: split.frames["a"]),
+        "frame_ids": joined(lambda split: split.frame_ids["a"]),
+        "labels": joined(lambda split: split.labels),
+        "ids": joined(lambda split: split.ids),
+        "video": joined(lambda split: split.groups["video"]),
+        "split": np.repeat(["train", "valid", "test"], [len(split) for split in splits]),
     }
-    if left:
+    if left_padded:
         for key in ("a", "frame_ids"):
             out[key] = np.stack(
                 [np.roll(row, WINDOW - n, axis=0) for row, n in zip(out[key], lengths, strict=True)]
@@ -162,13 +160,15 @@ def arrays(data: MultimodalDataset, *, left: bool = False) -> dict[str, Any]:
     return {**out, "b": out["a"]}
 
 
-@pytest.mark.parametrize("left", [False, True])
-def test_numbers_are_read_from_arrays_and_kept_by_conversion(tmp_path: Path, left: bool) -> None:
-    np.savez(tmp_path / "windows.npz", **arrays(dataset(), left=left))
+@pytest.mark.parametrize("left_padded", [False, True])
+def test_numbers_are_read_from_arrays_and_kept_by_conversion(
+    tmp_path: Path, left_padded: bool
+) -> None:
+    np.savez(tmp_path / "windows.npz", **arrays(dataset(), left_padded=left_padded))
     read = corrkd.load_dataset(tmp_path / "windows.npz")
     convert(read, tmp_path / "windows.safetensors")
-    again = corrkd.load_dataset(tmp_path / "windows.safetensors")
-    for data in (read, again, with_modalities(read, ("b", "a"))):
+    converted = corrkd.load_dataset(tmp_path / "windows.safetensors")
+    for data in (read, converted, with_modalities(read, ("b", "a"))):
         assert data.modalities in (("a", "b"), ("b", "a"))
         for name in ("train", "valid", "test"):
             for m in ("a", "b"):
@@ -178,9 +178,9 @@ def test_numbers_are_read_from_arrays_and_kept_by_conversion(tmp_path: Path, lef
 
 
 def test_numbers_are_read_from_mmsa_pickles(tmp_path: Path) -> None:
-    parts = {}
+    splits = {}
     for name, split in dataset().splits.items():
-        parts[name] = {
+        splits[name] = {
             "id": split.ids,
             "text": split.frames["a"],
             "audio": split.frames["b"],
@@ -190,16 +190,18 @@ def test_numbers_are_read_from_mmsa_pickles(tmp_path: Path) -> None:
             "audio_lengths": split.lengths["b"].tolist(),
             "text_lengths": split.lengths["a"].tolist(),
         }
-    write_pickle(tmp_path / "mosi.pkl", parts)
+    write_pickle(tmp_path / "mosi.pkl", splits)
     read = corrkd.load_dataset(tmp_path / "mosi.pkl").split("test")
     assert set(read.frame_ids) == {"audio"}
     np.testing.assert_array_equal(read.frame_ids["audio"], windows("test", 2).frame_ids["b"])
 
 
-def test_numbers_go_along_where_splits_are_drawn_anew() -> None:
-    parts = [windows(name, seed) for seed, name in enumerate(("train", "valid"))]
+def test_resampling_keeps_frame_numbers() -> None:
+    originals = [windows(name, seed) for seed, name in enumerate(("train", "valid"))]
     numbers = {
-        i: row for part in parts for i, row in zip(part.ids, part.frame_ids["a"], strict=True)
+        i: row
+        for original in originals
+        for i, row in zip(original.ids, original.frame_ids["a"], strict=True)
     }
     drawn = resampled(dataset(), ResampleSettings(folds=3, train=20), seed=1)
     for name in ("train", "valid"):
@@ -225,19 +227,19 @@ def test_numbers_of_another_shape_are_refused(tmp_path: Path) -> None:
         ({"frame_ids": None, "video": None}, "there are no neighbours"),
     ],
 )
-def test_a_comparison_says_what_a_network_of_conversations_sees(
+def test_the_protocol_describes_what_a_conversation_network_sees(
     tmp_path: Path, change: dict[str, None], expected: str
 ) -> None:
-    kept = {key: x for key, x in arrays(dataset()).items() if key not in change}
-    np.savez(tmp_path / "windows.npz", **kept)
+    columns = {key: x for key, x in arrays(dataset()).items() if key not in change}
+    np.savez(tmp_path / "windows.npz", **columns)
     plan = load_plan(data=[str(tmp_path / "windows.npz")], arms=["gcnet"])
-    part = plan.datasets["windows"]
-    lines = protocol(prepare(part.settings), part, arms_of(part), plan.search)
+    planned = plan.datasets["windows"]
+    lines = protocol(prepare(planned.settings), planned, arms_of(planned), plan.search)
     assert expected in lines[-1]
     assert lines[-1].startswith("GCNet reads a sample among the others of its conversation")
 
 
-def test_numbers_that_are_no_integers_are_refused() -> None:
+def test_numbers_must_be_integers() -> None:
     split = windows("train", 0)
     split = replace(split, frame_ids={m: x.astype(np.float64) for m, x in split.frame_ids.items()})
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""What holds for every network there is, whatever it makes of a sample."""
+"""Properties of every built-in network."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ NAMES = list(BUILT_IN)
 
 
 def in_conversations(dataset: MultimodalDataset, size: int = 5) -> MultimodalDataset:
-    """Every `size` samples that follow are a video, in which they are ordered backwards."""
+    """Group each `size` consecutive samples into a video, in reverse order."""
     splits = {}
     for name, split in dataset.splits.items():
-        place = np.arange(len(split))
-        video = np.array([f"{name}-{p // size}" for p in place])
-        splits[name] = replace(split, groups={"video": video}, order=-place)
+        rows = np.arange(len(split))
+        video = np.array([f"{name}-{row // size}" for row in rows])
+        splits[name] = replace(split, groups={"video": video}, order=-rows)
     return replace(dataset, splits=splits)
 
 
@@ -48,7 +48,7 @@ def fresh(name: str, samples: Samples) -> AnyNetwork:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_sweep_is_the_conditions_one_by_one(name: str) -> None:
+def test_a_sweep_equals_separate_evaluations(name: str) -> None:
     samples = make_samples(in_conversations(make_dataset()), "test")
     network = fresh(name, samples)
     conditions = standard_conditions(
@@ -72,56 +72,56 @@ def test_a_sweep_is_the_conditions_one_by_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_a_test_hides_cannot_be_seen(name: str) -> None:
-    """Under {language}, other audio and vision give the same answers: nothing leaks round the
-    mask.
-    """
+def test_hidden_modalities_do_not_leak(name: str) -> None:
+    """With language alone, other audio and vision give the same responses."""
     dataset = in_conversations(make_dataset())
     split = dataset.split("test")
     frames = {m: x if m == "language" else x[::-1].copy() for m, x in split.frames.items()}
-    one = make_samples(dataset, "test")
-    chosen = standard_conditions(
-        one.modalities, EvaluationSettings(conditions={"ratio": []}), naturally_incomplete=False
+    samples = make_samples(dataset, "test")
+    conditions = standard_conditions(
+        samples.modalities, EvaluationSettings(conditions={"ratio": []}), naturally_incomplete=False
     )[:1]
-    assert chosen[0].name == "language"
-    network = fresh(name, one)
-    answer = sweep(network, one, chosen)[0].response
+    assert conditions[0].name == "language"
+    network = fresh(name, samples)
+    response = sweep(network, samples, conditions)[0].response
     # The same lengths everywhere, so that only features differ.
     other = make_samples(
         replace(dataset, splits={**dataset.splits, "test": replace(split, frames=frames)}), "test"
     )
-    np.testing.assert_array_equal(sweep(network, other, chosen)[0].response, answer)
+    np.testing.assert_array_equal(sweep(network, other, conditions)[0].response, response)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_saved_and_read_again(name: str, tmp_path: Path) -> None:
+def test_save_and_load(name: str, tmp_path: Path) -> None:
     dataset = make_dataset()
     samples = make_samples(dataset, "test")
     network = fresh(name, samples)
     frames = {m: x.shape[1] for m, x in samples.exists.items()}
-    made = SavedNetwork(
+    saved = SavedNetwork(
         network=network, normalisation=samples._normalisation, target=samples.target, frames=frames
     )
-    save_network(tmp_path / "one", made)
-    again = load_network(tmp_path / "one")
-    assert type(again.network) is type(network)
-    assert again.network.settings == network.settings
+    save_network(tmp_path / "one", saved)
+    loaded = load_network(tmp_path / "one")
+    assert type(loaded.network) is type(network)
+    assert loaded.network.settings == network.settings
     batch = samples.take(torch.arange(8))
     with torch.no_grad():
-        assert torch.equal(again.network(batch.complete()).logits, network(batch.complete()).logits)
+        assert torch.equal(
+            loaded.network(batch.complete()).logits, network(batch.complete()).logits
+        )
 
 
-def test_a_network_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_an_unknown_network_is_reported(tmp_path: Path) -> None:
     dataset = make_dataset()
     samples = make_samples(dataset, "test")
     frames = {m: x.shape[1] for m, x in samples.exists.items()}
-    made = SavedNetwork(
+    saved = SavedNetwork(
         network=fresh("corrkd", samples),
         normalisation=samples._normalisation,
         target=samples.target,
         frames=frames,
     )
-    save_network(tmp_path / "one", made)
+    save_network(tmp_path / "one", saved)
     card = json.loads((tmp_path / "one.json").read_text())
     del card["digest"]
     (tmp_path / "one.json").write_text(json.dumps(card | {"architecture": "unheard-of"}))
@@ -132,16 +132,15 @@ def test_a_network_that_is_not_there_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "gcnet"])
-def test_a_sample_is_judged_by_itself(name: str) -> None:
-    """Alone or among others, a sample gets the same answer."""
+def test_a_samples_output_does_not_depend_on_the_batch(name: str) -> None:
     samples = make_samples(make_dataset(), "test")
     network = fresh(name, samples)
-    together = samples.take(torch.arange(len(samples)))
+    batch = samples.take(torch.arange(len(samples)))
     with torch.no_grad():
-        all_logits = network(together.complete()).logits
+        all_logits = network(batch.complete()).logits
         for row in (0, 11):
-            one = samples.take(torch.tensor([row]))
-            alone = network(one.complete()).logits
+            single = samples.take(torch.tensor([row]))
+            alone = network(single.complete()).logits
             torch.testing.assert_close(alone[0], all_logits[row], atol=1e-5, rtol=1e-4)
 
 
@@ -155,7 +154,7 @@ def test_logits_have_the_targets_shape(name: str, target: Target, shape: tuple[i
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_representation_is_as_wide_as_declared_and_its_parts_are_each_of_one_modality(
+def test_the_representation_has_the_declared_width_and_parts_of_one_modality_each(
     name: str,
 ) -> None:
     samples = make_samples(make_dataset(), "test")

@@ -1,4 +1,4 @@
-"""A BERT before another network, on a tiny one with random parameters: nothing is downloaded."""
+"""A BERT in front of another network; it is tiny and random, nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SMALL = {"width": 8, "heads": 2, "feedforward": 16, "layers": 1, "classifier": [
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny BERT and its vocabulary."""
+    """Return a folder with a tiny BERT and its vocabulary."""
     folder = tmp_path_factory.mktemp("bert")
     config = transformers.BertConfig(
         vocab_size=len(VOCABULARY),
@@ -61,9 +61,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_tokens(dataset: MultimodalDataset) -> MultimodalDataset:
-    """The dataset with ids of words in the place of the language; each class has words of its
-    own.
-    """
+    """Replace the language's features by token ids; each class has different words."""
     rng = np.random.default_rng(0)
     splits = {}
     for name, split in dataset.splits.items():
@@ -77,9 +75,9 @@ def with_tokens(dataset: MultimodalDataset) -> MultimodalDataset:
 
 
 def settings(model: Path, trained: bool = False, **network: Any) -> BertSettings:
-    chosen = {"model": str(model), "trained": trained, "dropout": 0.2}
+    encoder = {"model": str(model), "trained": trained, "dropout": 0.2}
     return BertSettings.model_validate(
-        {"language_encoder": chosen, "network": {**SMALL, **network}}
+        {"language_encoder": encoder, "network": {**SMALL, **network}}
     )
 
 
@@ -131,7 +129,7 @@ def test_words_are_read_by_the_model_and_missing_ones_as_unknown(model: Path) ->
     torch.testing.assert_close(bert(data).logits, bert.inner(embedded).logits)
 
 
-def test_a_number_that_is_no_id_is_an_unknown_word(model: Path) -> None:
+def test_invalid_ids_are_read_as_unknown(model: Path) -> None:
     bert = network(model)
     everything = torch.ones(1, 6, dtype=torch.bool)
     numbers = torch.tensor([[29.0, 30.0, -1.0, 2.5, 1e9, 0.0]]) / TOKEN_SCALE
@@ -155,7 +153,7 @@ def test_padding_and_invisible_words_change_nothing_and_visible_ones_do(model: P
     assert bert(map_tensors(lambda x: x[:0], data)).logits.shape == (0, 3)
 
 
-def test_a_frozen_model_stays_as_it_is_and_a_trained_one_learns(model: Path) -> None:
+def test_only_a_trained_model_gets_gradients(model: Path) -> None:
     data = inputs()
     for trained in (False, True):
         bert = network(model, trained).train()
@@ -166,7 +164,7 @@ def test_a_frozen_model_stays_as_it_is_and_a_trained_one_learns(model: Path) -> 
         assert all(p.grad is not None for p in bert.inner.parameters())
 
 
-def test_dropout_follows_from_the_draws_of_the_training(model: Path) -> None:
+def test_dropout_depends_only_on_the_trainings_draws(model: Path) -> None:
     bert, data = network(model, trained=True).train(), inputs()
 
     def states(step: int, seed: int) -> torch.Tensor:
@@ -178,7 +176,7 @@ def test_dropout_follows_from_the_draws_of_the_training(model: Path) -> None:
     assert not torch.allclose(states(0, 1), states(1, 1))
 
 
-def test_the_network_behind_begins_as_it_does_alone(model: Path) -> None:
+def test_the_inner_network_is_initialised_as_if_alone(model: Path) -> None:
     bert = network(model)
     torch.manual_seed(0)
     alone = type(bert.inner)(
@@ -193,16 +191,16 @@ def test_the_network_behind_begins_as_it_does_alone(model: Path) -> None:
     assert bert.representation_width == alone.representation_width
 
 
-def test_a_saved_model_needs_no_files_of_berts(model: Path, tmp_path: Path) -> None:
-    made = saved(model)
-    save_network(tmp_path / "one", made)
+def test_a_saved_model_does_not_need_berts_files(model: Path, tmp_path: Path) -> None:
+    original = saved(model)
+    save_network(tmp_path / "one", original)
     card = json.loads((tmp_path / "one.json").read_text())
     card["network"]["language_encoder"]["model"] = "/nowhere"
     del card["digest"]
     (tmp_path / "one.json").write_text(json.dumps(card))
-    again = load_network(tmp_path / "one")
-    assert torch.equal(again.network(inputs()).logits, made.network(inputs()).logits)
-    assert not any(p.requires_grad for p in again.network.bert.parameters())
+    loaded = load_network(tmp_path / "one")
+    assert torch.equal(loaded.network(inputs()).logits, original.network(inputs()).logits)
+    assert not any(p.requires_grad for p in loaded.network.bert.parameters())
 
 
 def test_a_card_that_asks_for_too_much_is_refused(model: Path, tmp_path: Path) -> None:
@@ -224,21 +222,21 @@ def test_a_card_that_asks_for_too_much_is_refused(model: Path, tmp_path: Path) -
         assert "\n" not in str(error.value)
 
 
-def test_an_evaluation_shares_encodings_and_gives_what_the_network_gives(model: Path) -> None:
-    samples = replace_normalisation(with_tokens(make_dataset()))
+def test_a_sweep_with_shared_encodings_matches_the_network(model: Path) -> None:
+    samples = normalised_samples(with_tokens(make_dataset()))
     bert = network(model)
     assert bert.modality_wise
     evaluation = EvaluationSettings(conditions={"ratio": [0.4], "noise": [0.5]}, draws=1)
     conditions = standard_conditions(samples.modalities, evaluation, naturally_incomplete=False)
     everything = samples.take(torch.arange(len(samples)))
     for result in sweep(bert, samples, conditions, mask_seed=5, batch_size=7):
-        given = result.condition.apply(everything, seed=5, draw=result.draw)
+        incomplete = result.condition.apply(everything, seed=5, draw=result.draw)
         with torch.no_grad():
-            expected = torch.softmax(bert(given).logits, -1).numpy()
+            expected = torch.softmax(bert(incomplete).logits, -1).numpy()
         np.testing.assert_allclose(result.response, expected, atol=1e-5)
 
 
-def replace_normalisation(dataset: MultimodalDataset) -> Any:
+def normalised_samples(dataset: MultimodalDataset) -> Any:
     samples = make_samples(dataset, "test")
     normalisation = fit_normalisation(dataset.split("train"), tokens=dataset.tokens)
     return type(samples)(
@@ -247,26 +245,28 @@ def replace_normalisation(dataset: MultimodalDataset) -> Any:
 
 
 @pytest.mark.parametrize("method", ["robust", "standard", "scale", "none"])
-def test_ids_come_back_exactly_whatever_the_normalisation(method: Any) -> None:
+def test_normalisation_keeps_ids_exact(method: Any) -> None:
     dataset = with_tokens(make_dataset())
     normalisation = fit_normalisation(dataset.split("train"), method, 1.0, tokens=dataset.tokens)
     ids = torch.arange(2**20, dtype=torch.float32)[:, None]
     assert torch.equal(normalisation.apply("language", ids.clone()) * TOKEN_SCALE, ids)
 
 
-def test_raw_ids_are_predicted(model: Path) -> None:
-    made = saved(model)
+def test_the_predictor_takes_raw_ids(model: Path) -> None:
+    original = saved(model)
     split = with_tokens(make_dataset()).split("test")
-    predictor = Predictor(made)
+    predictor = Predictor(original)
     sample = {m: np.array(x[0, : split.lengths[m][0]]) for m, x in split.frames.items()}
-    samples = replace_normalisation(with_tokens(make_dataset()))
-    complete = sweep(made.network, samples, [condition("complete", samples.modalities)])[0]
-    found = predictor.predict(sample)
-    np.testing.assert_allclose(list(found.probabilities.values()), complete.response[0], atol=1e-5)
+    samples = normalised_samples(with_tokens(make_dataset()))
+    complete = sweep(original.network, samples, [condition("complete", samples.modalities)])[0]
+    prediction = predictor.predict(sample)
+    np.testing.assert_allclose(
+        list(prediction.probabilities.values()), complete.response[0], atol=1e-5
+    )
 
 
 @pytest.mark.slow
-def test_it_is_exported(model: Path, tmp_path: Path) -> None:
+def test_export(model: Path, tmp_path: Path) -> None:
     dataset = with_tokens(make_dataset())
     assert (
         export(Predictor(saved(model)), tmp_path / "model", dataset=dataset, max_frames=16).largest
@@ -288,7 +288,7 @@ def test_gradients_explain_no_ids(model: Path) -> None:
 # what is refused
 
 
-def test_features_are_no_ids(model: Path) -> None:
+def test_features_are_refused_where_ids_are_needed(model: Path) -> None:
     with pytest.raises(
         CorrKDError, match=r"modality language has no token ids; read them with data.tokens"
     ):
@@ -300,7 +300,7 @@ def test_features_are_no_ids(model: Path) -> None:
         )
 
 
-def test_ids_are_no_features(tmp_path: Path) -> None:
+def test_ids_are_refused_where_features_are_needed(tmp_path: Path) -> None:
     data = {"path": str(mmsa_file(tmp_path)), "tokens": True}
     with pytest.raises(
         CorrKDError,
@@ -309,21 +309,21 @@ def test_ids_are_no_features(tmp_path: Path) -> None:
         corrkd.run({"data": data}, tmp_path / "run")
 
 
-def test_the_network_behind_has_its_mean_fill(model: Path) -> None:
-    chosen = settings(model, fill="mean")
-    assert chosen.fill == "mean"
+def test_the_inner_network_gets_the_mean_fill(model: Path) -> None:
+    with_mean = settings(model, fill="mean")
+    assert with_mean.fill == "mean"
     assert settings(model, fill="zeros").fill == "zeros"
     assert (
         BertSettings.model_validate({"language_encoder": {"model": "x"}, "network": "mlp"}).fill
         is None
     )
     widths = {"language": 1, "audio": 3}
-    bert = BertNetwork(widths, dict.fromkeys(widths, 6), target=CLASSES, settings=chosen)
+    bert = BertNetwork(widths, dict.fromkeys(widths, 6), target=CLASSES, settings=with_mean)
     bert.set_fill({"language": torch.ones(1), "audio": torch.ones(3)})
     assert [encoder.fill.sum().item() for encoder in bert.inner.encoders] == [0.0, 3.0]
 
 
-def test_more_words_than_positions(model: Path) -> None:
+def test_more_words_than_positions_are_refused(model: Path) -> None:
     with pytest.raises(CorrKDError, match=r"samples of up to 17 tokens, but .* reads 16"):
         BertNetwork({"language": 1}, {"language": 17}, target=CLASSES, settings=settings(model))
     assert network(model).longest(dict.fromkeys(("language", "audio", "vision"), 6)) == {
@@ -331,7 +331,7 @@ def test_more_words_than_positions(model: Path) -> None:
     }
 
 
-def test_a_folder_without_a_bert(tmp_path: Path, model: Path) -> None:
+def test_a_folder_without_a_bert_is_refused(tmp_path: Path, model: Path) -> None:
     with pytest.raises(CorrKDError, match="cannot be read") as error:
         pretrained_bert(str(tmp_path))
     assert "\n" not in str(error.value)
@@ -350,7 +350,7 @@ def test_without_transformers(model: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("tree", "line"),
+    ("tree", "message"),
     [
         ("bert", "language_encoder: field required"),
         (
@@ -361,8 +361,8 @@ def test_without_transformers(model: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ({"name": "bert", "language_encoder": {"model": "x", "lr": 1}}, "lr"),
     ],
 )
-def test_wrong_settings_are_one_line(tree: Any, line: str) -> None:
-    with pytest.raises(CorrKDError, match=line) as error:
+def test_wrong_settings_are_refused_in_one_line(tree: Any, message: str) -> None:
+    with pytest.raises(CorrKDError, match=message) as error:
         load_settings(teacher={"network": tree})
     assert "\n" not in str(error.value)
 
@@ -372,7 +372,7 @@ def test_wrong_settings_are_one_line(tree: Any, line: str) -> None:
 
 
 def mmsa_file(folder: Path) -> Path:
-    """MMSA's layout without `text`: [CLS], words that say the class, [SEP]."""
+    """Write MMSA's layout without `text`: [CLS], words that depend on the class, [SEP]."""
     rng = np.random.default_rng(0)
     data = {}
     for split, count in {"train": 48, "valid": 18, "test": 18}.items():
@@ -402,9 +402,9 @@ def test_ids_are_read_and_converted(tmp_path: Path) -> None:
     dataset = load_dataset(path, tokens=True)
     source = pickle.loads(path.read_bytes())["test"]["text_bert"]
     convert(dataset, tmp_path / "converted.safetensors")
-    for found in (dataset, load_dataset(tmp_path / "converted.safetensors")):
-        assert found.tokens == ("language",)
-        split = found.split("test")
+    for loaded in (dataset, load_dataset(tmp_path / "converted.safetensors")):
+        assert loaded.tokens == ("language",)
+        split = loaded.split("test")
         assert np.array_equal(split.frames["language"][..., 0], source[:, 0])
         assert np.array_equal(split.lengths["language"], source[:, 1].sum(1))
         assert np.array_equal(split.present["language"], source[:, 1] > 0)
@@ -416,7 +416,7 @@ def test_ids_are_read_and_converted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change", [lambda x: x + 0.5, lambda x: -x, lambda x: x[:, :2], lambda x: x * 1e8]
 )
-def test_what_is_no_ids(change: Any, tmp_path: Path) -> None:
+def test_invalid_ids_are_refused(change: Any, tmp_path: Path) -> None:
     path = mmsa_file(tmp_path)
     data = pickle.loads(path.read_bytes())
     data["valid"]["text_bert"] = change(data["valid"]["text_bert"])
@@ -425,7 +425,7 @@ def test_what_is_no_ids(change: Any, tmp_path: Path) -> None:
         load_dataset(path, tokens=True)
 
 
-def test_the_flag_overrides_the_settings_only_where_it_is_given() -> None:
+def test_the_flag_overrides_the_settings_only_if_set() -> None:
     def tokens_of(flag: bool, **options: Any) -> bool:
         return (
             SettingsOptions(data="synthetic", **options)
@@ -441,7 +441,7 @@ def test_the_flag_overrides_the_settings_only_where_it_is_given() -> None:
 
 @pytest.mark.slow
 def test_a_run_learns_from_words(model: Path, tmp_path: Path) -> None:
-    chosen = {
+    teacher = {
         "name": "bert",
         "language_encoder": {"model": str(model), "trained": True},
         "network": {"name": "mlp", "width": 8},
@@ -449,7 +449,7 @@ def test_a_run_learns_from_words(model: Path, tmp_path: Path) -> None:
     run = corrkd.run(
         {
             "data": {"path": str(mmsa_file(tmp_path)), "tokens": True},
-            "teacher": {"network": chosen, "epochs": 20, "lr": 0.01, "batch_size": 16},
+            "teacher": {"network": teacher, "epochs": 20, "lr": 0.01, "batch_size": 16},
             "student": {"method": "kl", "epochs": 20, "lr": 0.01, "batch_size": 16},
             "evaluation": {"conditions": {"ratio": [], "burst": []}, "draws": 1},
         },

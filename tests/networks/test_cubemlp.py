@@ -20,18 +20,18 @@ FOUR = {"language": 7, "audio": 3, "vision": 5, "heart.rate": 2}
 def network(names: int = 4, target: Target = CLASSES) -> CubeMLPNetwork:
     torch.manual_seed(0)
     widths = dict(list(FOUR.items())[:names])
-    lengths = {m: 4 + place for place, m in enumerate(widths)}
-    chosen = CubeMLPSettings(
+    lengths = {m: 4 + index for index, m in enumerate(widths)}
+    options = CubeMLPSettings(
         channels=6, hidden=((5, 2, 8), (3, 2, 4)), shapes=((7, 3, 6), (4, 4, 5))
     )
-    return CubeMLPNetwork(widths, lengths, target=target, settings=chosen).eval()
+    return CubeMLPNetwork(widths, lengths, target=target, settings=options).eval()
 
 
 def inputs(model: CubeMLPNetwork, count: int = 5) -> Inputs:
     generator = torch.Generator().manual_seed(1)
     frames, exists, visible = {}, {}, {}
-    for place, m in enumerate(model.modalities):
-        T = 4 + place
+    for index, m in enumerate(model.modalities):
+        T = 4 + index
         frames[m] = torch.randn(count, T, FOUR[m], generator=generator)
         exists[m] = torch.arange(T)[None] < torch.randint(1, T + 1, (count, 1), generator=generator)
         visible[m] = exists[m] & (torch.rand(count, T, generator=generator) < 0.7)
@@ -39,7 +39,7 @@ def inputs(model: CubeMLPNetwork, count: int = 5) -> Inputs:
 
 
 def by_einsum(unit: MixingUnit, cube: Tensor) -> Tensor:
-    """The unit's affine maps and shortcut, with no layer: tensors and einsum alone."""
+    """Compute the unit with einsum instead of layers."""
     spec = AXES[unit.axis]
     shape = [1, 1, 1, 1]
     shape[unit.axis] = -1
@@ -57,9 +57,7 @@ def by_einsum(unit: MixingUnit, cube: Tensor) -> Tensor:
 
 @given(st.tuples(*[st.integers(1, 6)] * 9), st.integers(0, 99))
 @settings(deadline=None, max_examples=40)
-def test_the_mixing_is_an_explicit_einsum_along_each_axis(
-    sizes: tuple[int, ...], seed: int
-) -> None:
+def test_mixing_matches_an_einsum_along_each_axis(sizes: tuple[int, ...], seed: int) -> None:
     torch.manual_seed(seed)
     block = CubeMLPBlock(sizes[:3], sizes[3:6], sizes[6:], dropout=0.0).double()
     cube = torch.randn(2, *sizes[:3], dtype=torch.float64)
@@ -74,7 +72,7 @@ def test_the_mixing_is_an_explicit_einsum_along_each_axis(
 
 
 @pytest.mark.parametrize("axis", [1, 2, 3])
-def test_a_unit_mixes_its_own_axis_and_no_other(axis: int) -> None:
+def test_a_unit_mixes_only_its_axis(axis: int) -> None:
     torch.manual_seed(0)
     unit = MixingUnit(axis, 4, 5, 4, 0.0)
     cube = torch.randn(2, 4, 4, 4)
@@ -88,18 +86,18 @@ def test_a_unit_mixes_its_own_axis_and_no_other(axis: int) -> None:
 
 
 @pytest.mark.parametrize("unit", ["sequence", "modality", "channel"])
-@pytest.mark.parametrize("part", ["first", "second"])
-def test_without_any_one_unit_the_output_is_another(unit: str, part: str) -> None:
+@pytest.mark.parametrize("layer", ["first", "second"])
+def test_every_unit_affects_the_output(unit: str, layer: str) -> None:
     model = network()
     data = inputs(model)
     before = model(data).logits
-    for parameter in getattr(getattr(model.blocks[0], unit), part).parameters():
+    for parameter in getattr(getattr(model.blocks[0], unit), layer).parameters():
         nn.init.zeros_(parameter)
     assert not torch.allclose(before, model(data).logits, atol=1e-4)
 
 
-@pytest.mark.parametrize("part", ["shortcut", "norm"])
-def test_shortcuts_and_norms_count(part: str) -> None:
+@pytest.mark.parametrize("layer", ["shortcut", "norm"])
+def test_shortcuts_and_norms_affect_the_output(layer: str) -> None:
     model = network()
     data = inputs(model)
     before = model(data).logits
@@ -108,24 +106,24 @@ def test_shortcuts_and_norms_count(part: str) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return (
                 x
-                if part == "norm"
+                if layer == "norm"
                 else torch.zeros(*x.shape[:-1], model.blocks[1].sequence.second.out_features)
             )
 
-    setattr(model.blocks[1].sequence, part, Zero())
+    setattr(model.blocks[1].sequence, layer, Zero())
     assert not torch.allclose(before, model(data).logits, atol=1e-4)
 
 
-def test_frames_enter_the_cube_normed_and_rectified_and_padding_as_zeros() -> None:
+def test_frames_are_normed_and_rectified_and_padding_is_zero() -> None:
     model = network()
     data = inputs(model)
     cube = model.cube(data)
-    for place, m in enumerate(model.modalities):
-        states = model.encoders[place](*data.of(m))
+    for index, m in enumerate(model.modalities):
+        states = model.encoders[index](*data.of(m))
         expected = (states - states.mean(-1, True)) / (states.var(-1, False, True) + 1e-5).sqrt()
         expected = expected.clamp(min=0) * data.exists[m][..., None]
-        assert torch.allclose(cube[:, : states.shape[1], place], expected, atol=1e-5)
-        assert not cube[:, states.shape[1] :, place].any()
+        assert torch.allclose(cube[:, : states.shape[1], index], expected, atol=1e-5)
+        assert not cube[:, states.shape[1] :, index].any()
 
 
 def test_a_wide_cube_is_read_through_a_hidden_layer() -> None:
@@ -147,8 +145,8 @@ def test_shapes(names: int, target: Target, shape: tuple[int, ...]) -> None:
     assert output.representation.shape == (5, 4 * 4 * 5)
     assert output.logits.shape == (5, *shape)
     assert output.logits.isfinite().all()
-    nobody = map_tensors(lambda x: x[:0], inputs(model))
-    assert model(nobody).logits.shape == (0, *shape)
+    empty = map_tensors(lambda x: x[:0], inputs(model))
+    assert model(empty).logits.shape == (0, *shape)
 
 
 def test_padding_and_invisible_frames_change_nothing_and_visible_ones_do() -> None:

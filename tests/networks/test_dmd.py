@@ -48,25 +48,25 @@ def test_shapes(shapes: dict[str, tuple[int, int]], target: Target, shape: tuple
     assert logits.shape == (7, *shape)
 
 
-def test_one_modality_alone_is_refused() -> None:
+def test_a_single_modality_is_refused() -> None:
     with pytest.raises(CorrKDError, match="only a"):
         network({"a": (3, 2)})
 
 
-def test_what_is_padding_or_invisible_changes_nothing() -> None:
+def test_padding_and_invisible_frames_change_nothing() -> None:
     net, inputs = network(), batch()
     other = overwrite_invisible(inputs, 1e3)
     expected = net(inputs)
     assert torch.equal(net(other).logits, expected.logits)
 
-    def longer(x: Tensor) -> Tensor:
+    def padded(x: Tensor) -> Tensor:
         return torch.cat(
             [x, torch.zeros(7, 3, dtype=x.dtype) if x.ndim == 2 else torch.randn(7, 3, x.shape[2])],
             1,
         )
 
     torch.testing.assert_close(
-        net(map_tensors(longer, other)).representation, expected.representation
+        net(map_tensors(padded, other)).representation, expected.representation
     )
     nothing = {m: v & False for m, v in inputs.visible.items()}
     assert net(inputs._replace(visible=nothing)).logits.isfinite().all()
@@ -74,7 +74,7 @@ def test_what_is_padding_or_invisible_changes_nothing() -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(2, 5), st.integers(0, 999))
-def test_the_graph_s_weights_sum_to_one_over_the_edges_between_visible_modalities(
+def test_the_graphs_weights_sum_to_one_over_edges_between_visible_modalities(
     count: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -87,7 +87,7 @@ def test_the_graph_s_weights_sum_to_one_over_the_edges_between_visible_modalitie
     assert torch.equal(edges > 0, possible)
 
 
-def test_an_edge_s_weight_is_the_softmax_of_g_by_hand() -> None:
+def test_an_edges_weight_is_the_softmax_of_g() -> None:
     torch.manual_seed(0)
     unit, vectors = GraphDistillation(6, 2, SMALL), 5 * torch.randn(1, 3, 6)
     graph = unit(vectors, torch.ones(1, 3, dtype=torch.bool))
@@ -102,7 +102,7 @@ def test_an_edge_s_weight_is_the_softmax_of_g_by_hand() -> None:
     assert not torch.allclose(graph.edges, graph.edges.transpose(1, 2))
 
 
-def test_crossmodal_attention_looks_at_visible_keys_alone() -> None:
+def test_crossmodal_attention_reads_only_visible_keys() -> None:
     torch.manual_seed(0)
     attention = CrossmodalAttention(SMALL).eval()
     hidden, keys = torch.randn(2, 4, 8), torch.randn(2, 5, 8)
@@ -114,7 +114,7 @@ def test_crossmodal_attention_looks_at_visible_keys_alone() -> None:
     assert not torch.allclose(out[0], attention(hidden, -keys, seen)[0])
 
 
-def test_one_shared_encoder_serves_all_modalities_and_a_private_one_each() -> None:
+def test_modalities_share_one_encoder_and_have_a_private_one_each() -> None:
     net, inputs = network(), batch()
     before = net.details(inputs).parts
     with torch.no_grad():
@@ -143,7 +143,7 @@ def test_one_shared_encoder_serves_all_modalities_and_a_private_one_each() -> No
         "classifier",
     ],
 )
-def test_no_component_of_the_answer_is_idle(name: str) -> None:
+def test_no_component_of_the_output_is_idle(name: str) -> None:
     net, inputs = network(), batch()
     before = net(inputs).logits
     with torch.no_grad():

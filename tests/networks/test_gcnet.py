@@ -1,4 +1,4 @@
-"""GCNet's graphs, against what is written by hand for small conversations."""
+"""GCNet's graphs, compared with small conversations by hand."""
 
 from __future__ import annotations
 
@@ -76,19 +76,19 @@ def test_shapes(shapes: dict[str, tuple[int, int]], target: Target, shape: tuple
     }
 
 
-def test_what_is_padding_or_invisible_changes_nothing() -> None:
+def test_padding_and_invisible_frames_change_nothing() -> None:
     net, inputs = network(), batch()
     other = overwrite_invisible(inputs, 1e3)
     expected = net(inputs, TALK).logits
     assert torch.equal(net(other, TALK).logits, expected)
 
-    def longer(x: Tensor) -> Tensor:
+    def padded(x: Tensor) -> Tensor:
         return torch.cat(
             [x, torch.zeros(7, 3, dtype=x.dtype) if x.ndim == 2 else torch.randn(7, 3, x.shape[2])],
             1,
         )
 
-    torch.testing.assert_close(net(map_tensors(longer, other), TALK).logits, expected)
+    torch.testing.assert_close(net(map_tensors(padded, other), TALK).logits, expected)
 
 
 def test_everything_invisible_is_finite() -> None:
@@ -97,20 +97,20 @@ def test_everything_invisible_is_finite() -> None:
     assert network()(inputs._replace(visible=nothing), TALK).logits.isfinite().all()
 
 
-def test_without_context_every_sample_is_its_own_conversation() -> None:
+def test_without_context_every_sample_is_a_separate_conversation() -> None:
     net, inputs = network(), batch()
-    whole = net(inputs).logits
-    torch.testing.assert_close(whole, net(inputs, context(list(range(7)))).logits)
+    expected = net(inputs).logits
+    torch.testing.assert_close(expected, net(inputs, context(list(range(7)))).logits)
     for i in range(7):
-        one = map_tensors(lambda x, i=i: x[i : i + 1], inputs)
-        torch.testing.assert_close(net(one).logits, whole[i : i + 1])
+        single = map_tensors(lambda x, i=i: x[i : i + 1], inputs)
+        torch.testing.assert_close(net(single).logits, expected[i : i + 1])
 
 
-def test_conversations_do_not_see_each_other_but_utterances_of_one_do() -> None:
+def test_utterances_depend_only_on_their_conversation() -> None:
     net, inputs = network(), batch()
-    whole = inputs._replace(visible=inputs.exists)
-    changed = {m: x.index_fill(0, torch.tensor([3]), 2.0) for m, x in whole.frames.items()}
-    differs = (net(whole._replace(frames=changed), TALK).logits - net(whole, TALK).logits).abs()
+    full = inputs._replace(visible=inputs.exists)
+    changed = {m: x.index_fill(0, torch.tensor([3]), 2.0) for m, x in full.frames.items()}
+    differs = (net(full._replace(frames=changed), TALK).logits - net(full, TALK).logits).abs()
     same = torch.tensor(TALK.conversation.tolist()) == 4
     assert (differs.sum(1)[same] > 1e-6).all()
     assert (differs.sum(1)[~same] == 0).all()
@@ -119,10 +119,10 @@ def test_conversations_do_not_see_each_other_but_utterances_of_one_do() -> None:
 @settings(deadline=None, max_examples=15)
 @given(st.permutations(range(7)))
 def test_the_order_of_the_batch_does_not_matter(order: list[int]) -> None:
-    net, inputs, place = network(), batch(), torch.tensor(order)
-    moved = map_tensors(lambda x: x[place], inputs)
-    shuffled = net(moved, Context(*(x[place] for x in TALK))).logits
-    torch.testing.assert_close(shuffled, net(inputs, TALK).logits[place], atol=1e-6, rtol=1e-5)
+    net, inputs, rows = network(), batch(), torch.tensor(order)
+    moved = map_tensors(lambda x: x[rows], inputs)
+    shuffled = net(moved, Context(*(x[rows] for x in TALK))).logits
+    torch.testing.assert_close(shuffled, net(inputs, TALK).logits[rows], atol=1e-6, rtol=1e-5)
 
 
 def test_layout_sorts_by_position_and_numbers_speakers_by_appearance() -> None:
@@ -141,22 +141,20 @@ def test_layout_sorts_by_position_and_numbers_speakers_by_appearance() -> None:
 
 
 def test_edges_are_within_the_window_and_of_the_right_kind() -> None:
-    """An utterance is heard by one before it and by two after it, so it hears two before it and one
-    after.
-    """
+    """With past = 1 and future = 2, edges come from two utterances before and from one after."""
     options = GCNetSettings(past=1, future=2, width=8, heads=2)
     layout = arrange(context([0] * 4 + [1], [0, 1, 2, 3, 0], [5, 6, 6, 5, 5]))
     temporal = temporal_relations(layout, options)
     speaker = speaker_relations(layout, options)
-    who = [0, 1, 1, 0]
+    speakers = [0, 1, 1, 0]
     for i in range(4):
-        for place, offset in enumerate(range(-2, 2)):
-            there = 0 <= i + offset < 4
+        for column, offset in enumerate(range(-2, 2)):
+            exists = 0 <= i + offset < 4
             kind = 0 if offset < 0 else 1 if offset == 0 else 2
-            assert temporal[0, i, place].tolist() == [there and k == kind for k in range(3)]
-            pair = who[i + offset] * 2 + who[i] if there else -1
-            assert speaker[0, i, place].tolist() == [k == pair for k in range(4)]
-    assert temporal[1, 0].sum() == 1  # alone in its conversation: itself
+            assert temporal[0, i, column].tolist() == [exists and k == kind for k in range(3)]
+            pair = speakers[i + offset] * 2 + speakers[i] if exists else -1
+            assert speaker[0, i, column].tolist() == [k == pair for k in range(4)]
+    assert temporal[1, 0].sum() == 1  # alone in its conversation
     assert not temporal[1, 1:].any()
 
 
@@ -177,9 +175,9 @@ def test_relational_convolution_is_its_sum_by_hand() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        f"{branch}.{part}"
+        f"{branch}.{layer}"
         for branch in ("speaker", "temporal")
-        for part in ("relational", "convolution", "after")
+        for layer in ("relational", "convolution", "after")
     ]
     + ["encoders.0", "encoders.2", "before", "speaker", "temporal", "classifier"],
 )
@@ -192,20 +190,18 @@ def test_no_component_is_idle(name: str) -> None:
     assert not torch.allclose(net(inputs, TALK).logits, before)
 
 
-def test_between_and_after_the_convolutions_there_is_no_activation() -> None:
-    """What the graph gives the last LSTM is linear in what it reads: halves add up, but for the
-    biases.
-    """
-    net, layout, seen = network(), arrange(TALK), []
-    net.temporal.after.register_forward_pre_hook(lambda _, given: seen.append(given[0][..., 8:]))
-    read, edges = torch.randn(*layout.exists.shape, 8), temporal_relations(layout, SMALL)
+def test_no_activation_between_and_after_the_convolutions() -> None:
+    """The last LSTM's input is affine in the graph's."""
+    net, layout, recorded = network(), arrange(TALK), []
+    net.temporal.after.register_forward_pre_hook(lambda _, args: recorded.append(args[0][..., 8:]))
+    hidden, edges = torch.randn(*layout.exists.shape, 8), temporal_relations(layout, SMALL)
     for factor in (0.0, 1.0, -1.0):
-        net.temporal(factor * read, layout, edges)
-    torch.testing.assert_close(seen[1] - seen[0], seen[0] - seen[2])
-    assert not torch.allclose(seen[1], seen[0])
+        net.temporal(factor * hidden, layout, edges)
+    torch.testing.assert_close(recorded[1] - recorded[0], recorded[0] - recorded[2])
+    assert not torch.allclose(recorded[1], recorded[0])
 
 
-def test_who_speaks_and_when_matter() -> None:
+def test_speakers_and_positions_matter() -> None:
     net, inputs = network(), batch()
     before = net(inputs, TALK).logits
     assert not torch.allclose(
@@ -218,12 +214,12 @@ def test_who_speaks_and_when_matter() -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(1, 12), st.integers(0, 99))
-def test_batches_hold_whole_conversations(numbers: list[int], size: int, seed: int) -> None:
+def test_batches_contain_complete_conversations(numbers: list[int], size: int, seed: int) -> None:
     conversation = torch.tensor(numbers)
     batches = whole_conversations(conversation, size, torch.Generator().manual_seed(seed))
     assert torch.cat(list(batches)).sort().values.tolist() == list(range(len(numbers)))
-    held = [set(conversation[rows].tolist()) for rows in batches]
-    assert sum(map(len, held)) == len(set(numbers))
+    groups = [set(conversation[rows].tolist()) for rows in batches]
+    assert sum(map(len, groups)) == len(set(numbers))
     longest = int(torch.bincount(conversation).max())
     assert all(len(rows) < size + longest for rows in batches)
     assert len(batches) <= math.ceil(len(numbers) / size)
@@ -240,7 +236,5 @@ def test_every_parameter_learns() -> None:
         x.square().sum() for x in net.restore(output.representation).values()
     )
     total.backward()
-    missing = [
-        name for name, p in net.named_parameters() if p.grad is None or not bool(p.grad.any())
-    ]
-    assert [name for name in missing if not name.endswith("projection.bias")] == []
+    idle = [name for name, p in net.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    assert [name for name in idle if not name.endswith("projection.bias")] == []

@@ -79,7 +79,7 @@ def test_shapes(shapes: dict[str, tuple[int, int]], target: Target, shape: tuple
 
 
 def test_sizes_are_the_papers() -> None:
-    """With three modalities 3d, 2d, d, 2d, 3d; E_1 and E_2 hold two of each."""
+    """With three modalities 3d, 2d, d, 2d, 3d; E_1 and E_2 contain two of each."""
     net = network()
     assert [layer.out_features for layer in net.refinement] == [16, 8, 16, 24]
     assert net.scales == (48, 32, 8)
@@ -87,19 +87,19 @@ def test_sizes_are_the_papers() -> None:
     assert HRLFSettings().width == 40
 
 
-def test_scales_are_of_the_features_of_one_width() -> None:
-    both, summed, inputs = network(), network(scales="summed"), batch()
-    details = both.details(inputs)
-    relevant, specific = both.factorise(details.encoded)
+def test_scales_join_features_of_equal_width() -> None:
+    joined, summed, inputs = network(), network(scales="summed"), batch()
+    details = joined.details(inputs)
+    relevant, specific = joined.factorise(details.encoded)
     joint = torch.cat(
         [x for pair in zip(relevant.unbind(1), specific.unbind(1), strict=True) for x in pair], 1
     )
-    first, second, third, refined = both.refine(joint)
+    first, second, third, refined = joined.refine(joint)
     expected = torch.cat([joint, refined, first, third, second], 1)
     assert torch.equal(details.output.representation, expected)
     expected = torch.cat([joint + refined, first + third, second], 1)
     assert torch.equal(summed(inputs).representation, expected)
-    assert torch.equal(both.classify(refined), details.output.logits)
+    assert torch.equal(joined.classify(refined), details.output.logits)
 
 
 def test_the_factors_are_decoded_in_all_pairs() -> None:
@@ -121,7 +121,7 @@ def test_the_factors_are_decoded_in_all_pairs() -> None:
         assert torch.equal(factors.relevant, relevant)
 
 
-def test_last_is_the_last_frame_that_counts() -> None:
+def test_last_is_the_last_attended_frame() -> None:
     hidden = torch.randn(4, 5, 3)
     attended = torch.tensor([[1, 1, 0, 0, 0], [1, 0, 1, 0, 1], [0, 1, 1, 1, 0], [0] * 5]).bool()
     expected = torch.stack([hidden[0, 1], hidden[1, 4], hidden[2, 3], torch.zeros(3)])
@@ -131,26 +131,26 @@ def test_last_is_the_last_frame_that_counts() -> None:
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 @pytest.mark.parametrize("exclude_missing", [False, True])
-def test_padding_and_what_is_invisible_change_nothing(pooling: str, exclude_missing: bool) -> None:
+def test_padding_and_invisible_frames_change_nothing(pooling: str, exclude_missing: bool) -> None:
     net, inputs = network(pooling=pooling, exclude_missing=exclude_missing), batch()
     other = overwrite_invisible(inputs, 1e3)
     expected = net(inputs)
     assert torch.equal(net(other).logits, expected.logits)
 
-    def longer(x: Tensor) -> Tensor:
+    def padded(x: Tensor) -> Tensor:
         return torch.cat(
             [x, torch.zeros(7, 3, dtype=x.dtype) if x.ndim == 2 else torch.randn(7, 3, x.shape[2])],
             1,
         )
 
     torch.testing.assert_close(
-        net(map_tensors(longer, other)).representation, expected.representation
+        net(map_tensors(padded, other)).representation, expected.representation
     )
     nothing = {m: v & False for m, v in inputs.visible.items()}
     assert net(inputs._replace(visible=nothing)).logits.isfinite().all()
 
 
-def test_a_missing_modality_is_zero_vectors_at_its_canonical_length() -> None:
+def test_a_missing_modality_is_read_as_zeros_of_its_canonical_length() -> None:
     net, inputs = network(), batch()
     lengths = {"language": 4, "audio": 2, "vision": 3}
     missing = inputs.without("audio").with_lengths(lengths)
@@ -163,11 +163,11 @@ def test_a_missing_modality_is_zero_vectors_at_its_canonical_length() -> None:
     )
 
 
-def test_pooling_is_of_the_frames_that_exist() -> None:
+def test_pooling_covers_existing_frames() -> None:
     inputs = batch()
     for pooling in ("last", "mean"):
         net = network(pooling=pooling)
-        found = net.details(inputs).encoded
+        encoded = net.details(inputs).encoded
         for index, m in enumerate(THREE):
             frames, exists, visible = inputs.of(m)
             for row in range(7):
@@ -176,11 +176,11 @@ def test_pooling_is_of_the_frames_that_exist() -> None:
                     *(x[row : row + 1, :length] for x in (frames, exists, visible))
                 )
                 expected = hidden[0, -1] if pooling == "last" else hidden[0].mean(0)
-                torch.testing.assert_close(found[row, index], expected)
+                torch.testing.assert_close(encoded[row, index], expected)
 
 
 @pytest.mark.parametrize("name", [*LAYERS, "classifier"])
-def test_no_component_of_the_answer_is_idle(name: str) -> None:
+def test_no_component_of_the_output_is_idle(name: str) -> None:
     net, inputs = network(), batch()
     before = net(inputs)
     with torch.no_grad():
@@ -199,16 +199,16 @@ def test_every_parameter_gets_a_gradient() -> None:
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_several_networks_at_once_are_each_alone() -> None:
+def test_stacked_networks_match_separate_ones() -> None:
     nets, inputs = [network() for _ in range(2)], batch()
     for parameter in nets[1].parameters():
         parameter.data.mul_(1.5)
     parameters, buffers = stack_module_state(nets)
 
-    def answer(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+    def represent(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
         return functional_call(nets[0], {**parameters, **buffers}, (inputs,)).representation
 
-    together = vmap(answer)(parameters, buffers)
+    together = vmap(represent)(parameters, buffers)
     torch.testing.assert_close(together, torch.stack([net(inputs).representation for net in nets]))
 
 
@@ -218,14 +218,14 @@ def test_a_process_may_have_no_sample() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "line"),
+    ("options", "message"),
     [
         ({"width": 5, "heads": 5}, "width = 5 must be even"),
         ({"heads": 3}, "heads = 3 must divide width = 8"),
     ],
 )
-def test_widths_that_do_not_fit_are_refused(options: dict[str, int], line: str) -> None:
-    with pytest.raises(ValidationError, match=line):
+def test_incompatible_widths_are_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         HRLFSettings(**{**SMALL, **options})
 
 

@@ -1,6 +1,4 @@
-"""What is missing takes its length with it: no network learns how long a missing modality would
-have been.
-"""
+"""A missing modality's length is missing too: no network can learn it."""
 
 from __future__ import annotations
 
@@ -26,12 +24,14 @@ FRAMES = 6
 few = settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def relengthed(split: Split, modalities: tuple[str, ...], rows: np.ndarray, seed: int) -> Split:
-    """The split with other lengths and other frames of these modalities in these rows."""
+def with_other_lengths(
+    split: Split, modalities: tuple[str, ...], rows: np.ndarray, seed: int
+) -> Split:
+    """Return the split with other lengths and frames of these modalities in these rows."""
     rng = np.random.default_rng(seed)
     frames, lengths, present = (
-        {m: x.copy() for m, x in part.items()}
-        for part in (split.frames, split.lengths, split.present)
+        {m: x.copy() for m, x in arrays.items()}
+        for arrays in (split.frames, split.lengths, split.present)
     )
     for m in modalities:
         lengths[m][rows] = rng.integers(1, FRAMES + 1, len(rows))
@@ -59,15 +59,15 @@ def responses(network: AnyNetwork, dataset: MultimodalDataset, tested: Condition
 
 @pytest.mark.parametrize("name", NAMES)
 @few
-@given(seed=st.integers(0, 2**20), number=st.integers(0, 5))
-def test_a_modality_that_a_condition_hides_shows_nothing_of_its_length(
-    name: str, seed: int, number: int
+@given(seed=st.integers(0, 2**20), index=st.integers(0, 5))
+def test_a_modality_hidden_by_a_condition_does_not_reveal_its_length(
+    name: str, seed: int, index: int
 ) -> None:
     dataset = in_conversations(make_dataset())
-    tested = subsets(dataset.modalities)[number]
+    tested = subsets(dataset.modalities)[index]
     hidden = tuple(m for m in dataset.modalities if m not in tested.available)
     test = dataset.split("test")
-    other = with_test(dataset, relengthed(test, hidden, np.arange(len(test)), seed))
+    other = with_test(dataset, with_other_lengths(test, hidden, np.arange(len(test)), seed))
     network = fresh(name, dataset)
     np.testing.assert_array_equal(
         responses(network, other, tested), responses(network, dataset, tested)
@@ -77,21 +77,21 @@ def test_a_modality_that_a_condition_hides_shows_nothing_of_its_length(
 @pytest.mark.parametrize("name", NAMES)
 @few
 @given(seed=st.integers(0, 2**20))
-def test_a_modality_that_the_data_lack_shows_nothing_of_its_length(name: str, seed: int) -> None:
+def test_a_modality_absent_from_the_data_does_not_reveal_its_length(name: str, seed: int) -> None:
     dataset = in_conversations(make_dataset())
     test, rows = dataset.split("test"), np.arange(0, 36, 3)
     absent = test.present["audio"].copy()
     absent[rows] = False
     test = replace(test, present={**test.present, "audio": absent})
-    one, other = (
+    original, other = (
         with_test(dataset, test),
-        with_test(dataset, relengthed(test, ("audio",), rows, seed)),
+        with_test(dataset, with_other_lengths(test, ("audio",), rows, seed)),
     )
     network = fresh(name, dataset)
-    for tested in ("complete", "audio"):
-        chosen = condition(tested, dataset.modalities)
+    for condition_name in ("complete", "audio"):
+        tested = condition(condition_name, dataset.modalities)
         np.testing.assert_array_equal(
-            responses(network, other, chosen), responses(network, one, chosen)
+            responses(network, other, tested), responses(network, original, tested)
         )
 
 
@@ -100,14 +100,12 @@ def test_a_modality_that_the_data_lack_shows_nothing_of_its_length(name: str, se
 def test_with_everything_missing_all_samples_look_alike(name: str, tested: str) -> None:
     dataset = make_dataset()  # without conversations, whose shape remains
     network = fresh(name, dataset)
-    answers = responses(network, dataset, condition(tested, dataset.modalities))
-    assert np.ptp(answers, axis=0).max() < 1e-6  # rows of a batch are rounded differently
+    outputs = responses(network, dataset, condition(tested, dataset.modalities))
+    assert np.ptp(outputs, axis=0).max() < 1e-6  # rows of a batch are rounded differently
 
 
-def test_a_dropped_frame_keeps_its_place_where_others_are_visible() -> None:
-    """The rule is about whole modalities: a gap is seen, so the lengths of what shows something
-    still count.
-    """
+def test_a_dropped_frame_keeps_its_position_where_others_are_visible() -> None:
+    """Only a fully missing modality loses its length."""
     samples = make_samples(make_dataset(), "test")
     batch = samples.take(torch.arange(len(samples)))
     dropped = {m: torch.zeros_like(x) for m, x in batch.exists.items()}
@@ -118,7 +116,7 @@ def test_a_dropped_frame_keeps_its_place_where_others_are_visible() -> None:
     assert not inputs.visible["audio"][long, 0].any()
 
 
-def test_a_longer_canonical_length_than_the_batch_is_padded_to() -> None:
+def test_inputs_are_padded_to_a_longer_canonical_length() -> None:
     samples = make_samples(make_dataset(), "test")
     samples.lengths = {**samples.lengths, "audio": 9}
     batch = samples.take(torch.arange(4))

@@ -33,14 +33,14 @@ SMALL = NetworkSettings(width=8, heads=2, feedforward=16, layers=1, classifier=(
 
 def saved(target: str = "classes") -> SavedNetwork:
     dataset = make_dataset()
-    chosen = make_target(target, dataset)
+    fitted = make_target(target, dataset)
     frames = {"language": 6, "audio": 6, "vision": 6}
     torch.manual_seed(1)
-    network = build_network(chosen, dataset.widths, frames, SMALL)
+    network = build_network(fitted, dataset.widths, frames, SMALL)
     return SavedNetwork(
         network=network.eval(),
         normalisation=fit_normalisation(dataset.split("train")),
-        target=chosen,
+        target=fitted,
         frames=frames,
         about={"seed": 3, "note": "é"},
     )
@@ -53,7 +53,7 @@ def stem(tmp_path: Path) -> Path:
 
 
 def change_card(stem: Path, **changes: Any) -> None:
-    """As somebody changes it who takes the digest out."""
+    """Change the card's values and remove its digest."""
     card = json.loads(stem.with_suffix(".json").read_text())
     card.pop("digest", None)
     stem.with_suffix(".json").write_text(json.dumps({**card, **changes}))
@@ -75,8 +75,8 @@ def test_round_trip(tmp_path: Path, target: str) -> None:
     assert after.network.settings == before.network.settings
     assert not after.network.training
     frames = {m: torch.randn(4, 6, width) for m, width in before.widths.items()}
-    there = {m: torch.ones(4, 6, dtype=torch.bool) for m in frames}
-    inputs = Inputs(frames, there, there)
+    exists = {m: torch.ones(4, 6, dtype=torch.bool) for m in frames}
+    inputs = Inputs(frames, exists, exists)
     assert torch.equal(after.network(inputs).logits, before.network(inputs).logits)
     for m, x in frames.items():
         assert torch.equal(after.normalisation.apply(m, x), before.normalisation.apply(m, x))
@@ -88,7 +88,7 @@ def test_loading_leaves_the_callers_random_state(stem: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_where_a_student_is_found(stem: Path, tmp_path: Path) -> None:
+def test_where_students_are_loaded_from(stem: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = out / "run"
     for seed in (10, 9):
@@ -114,30 +114,30 @@ def test_where_a_student_is_found(stem: Path, tmp_path: Path) -> None:
         load_student(tmp_path / "nowhere")
 
 
-def one_line(stem: Path, words: str) -> None:
-    with pytest.raises(CorrKDError, match=words) as caught:
+def assert_refused(stem: Path, message: str) -> None:
+    with pytest.raises(CorrKDError, match=message) as caught:
         load_network(stem)
     assert "\n" not in str(caught.value)
 
 
 def test_damaged_parameters(stem: Path) -> None:
     path = stem.with_suffix(".safetensors")
-    whole = path.read_bytes()
+    intact = path.read_bytes()
     for damaged in (
-        whole[:-1],
-        whole[: len(whole) // 2],
+        intact[:-1],
+        intact[: len(intact) // 2],
         b"",
-        whole[:-4] + b"\0\0\0\1",
+        intact[:-4] + b"\0\0\0\1",
         pickle.dumps({}),
     ):
         path.write_bytes(damaged)
-        one_line(stem, "damaged: its SHA-256 is not the one in student.json")
+        assert_refused(stem, "damaged: its SHA-256 is not the one in student.json")
     path.unlink()
-    one_line(stem, "No such file")
+    assert_refused(stem, "No such file")
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("", "invalid JSON"),
         ("{", "invalid JSON"),
@@ -147,14 +147,14 @@ def test_damaged_parameters(stem: Path) -> None:
         ('{"format": 1}', "the card lacks about"),
     ],
 )
-def test_damaged_cards(stem: Path, text: str, words: str) -> None:
+def test_damaged_cards(stem: Path, text: str, message: str) -> None:
     stem.with_suffix(".json").write_text(text)
-    one_line(stem, words)
+    assert_refused(stem, message)
 
 
-def test_a_card_that_is_no_text(stem: Path) -> None:
+def test_a_binary_card(stem: Path) -> None:
     stem.with_suffix(".json").write_bytes(b"\xff\xfe\x00")
-    one_line(stem, "not UTF-8 text")
+    assert_refused(stem, "not UTF-8 text")
 
 
 @pytest.mark.parametrize(
@@ -202,9 +202,9 @@ def test_a_card_that_is_no_text(stem: Path) -> None:
         {"about": None},
     ],
 )
-def test_cards_that_do_not_fit(stem: Path, changes: dict[str, Any]) -> None:
+def test_inconsistent_cards(stem: Path, changes: dict[str, Any]) -> None:
     change_card(stem, **changes)
-    one_line(stem, "student")
+    assert_refused(stem, "student")
 
 
 def test_other_shapes_and_missing_tensors(stem: Path) -> None:
@@ -215,15 +215,15 @@ def test_other_shapes_and_missing_tensors(stem: Path) -> None:
     without = {name: x for name, x in tensors.items() if name != "center.audio"}
     wider = {**tensors, "scale.audio": torch.ones(99)}
     nan = {**tensors, "center.audio": torch.full_like(tensors["center.audio"], float("nan"))}
-    strange = {**tensors, "network.more": torch.ones(1)}
-    for changed in (without, wider, nan, strange):
+    extra = {**tensors, "network.more": torch.ones(1)}
+    for changed in (without, wider, nan, extra):
         save_file(changed, path)
         change_card(stem, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-        one_line(stem, "student")
+        assert_refused(stem, "student")
 
 
 def test_no_code_in_the_files(stem: Path) -> None:
-    """Readable by the safetensors format and JSON alone: nothing that an unpickler would take."""
+    """The files are safetensors and JSON; no unpickler accepts them."""
     tensors = load_file(stem.with_suffix(".safetensors"))
     assert {name.split(".")[0] for name in tensors} == {"network", "center", "scale"}
     json.loads(stem.with_suffix(".json").read_text())
@@ -232,19 +232,19 @@ def test_no_code_in_the_files(stem: Path) -> None:
             np.load(stem.with_suffix(ending), allow_pickle=True)
 
 
-def test_a_failed_save_leaves_the_older_model(stem: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_keeps_the_older_model(stem: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {p.name: p.read_bytes() for p in stem.parent.iterdir()}
 
-    def full(*_: object) -> None:
+    def no_space(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", no_space)
     with pytest.raises(CorrKDError, match="No space left on device"):
         save_network(stem, saved("score"))
     assert {p.name: p.read_bytes() for p in stem.parent.iterdir()} == before
 
 
-def test_a_models_name_may_hold_dots(tmp_path: Path) -> None:
+def test_a_models_name_may_contain_dots(tmp_path: Path) -> None:
     for name, target in (("m.v1", "classes"), ("m.v2", "score")):
         save_network(tmp_path / name, saved(target))
     for name, target in (("m.v1", "classes"), ("m.v2", "score")):
@@ -253,18 +253,16 @@ def test_a_models_name_may_hold_dots(tmp_path: Path) -> None:
 
 
 def test_samples_beyond_learned_positions_are_refused() -> None:
-    one = saved()
-    settings = one.network.settings.model_copy(update={"positions": "learned"})
-    model = replace(one, network=build_network(one.target, one.widths, one.frames, settings))
+    base = saved()
+    settings = base.network.settings.model_copy(update={"positions": "learned"})
+    model = replace(base, network=build_network(base.target, base.widths, base.frames, settings))
     assert model.fit(make_dataset()).modalities == model.modalities
     with pytest.raises(CorrKDError, match="reads no more than 6"):
         model.fit(make_dataset(frames=7))
 
 
-def test_how_much_training_samples_lack() -> None:
-    """Of those that show a modality at all, 19 of 20 lack no more of it; and of those that show
-    any, no more together.
-    """
+def test_usual_missing_is_the_95th_percentile_of_training_samples() -> None:
+    """Of each modality, over the samples that have it, and of all together."""
     split = make_dataset().split("train")
     rng = np.random.default_rng(0)
     present = {
@@ -273,7 +271,7 @@ def test_how_much_training_samples_lack() -> None:
     present["audio"][:5] = False
     for x in present.values():
         x[7] = False
-    lost = {
+    missing = {
         m: {
             row: 1 - present[m][row].sum() / split.lengths[m][row]
             for row in range(len(split))
@@ -281,12 +279,14 @@ def test_how_much_training_samples_lack() -> None:
         }
         for m in present
     }
-    found = usual_missing(replace(split, present=present))
-    both = [[own[row] for own in lost.values() if row in own] for row in range(len(split))]
-    together = [sum(shares) / len(shares) for shares in both if shares]
+    usual = usual_missing(replace(split, present=present))
+    by_sample = [
+        [by_row[row] for by_row in missing.values() if row in by_row] for row in range(len(split))
+    ]
+    together = [sum(shares) / len(shares) for shares in by_sample if shares]
     for share, shares in [
-        (found.together, together),
-        *((found.by_modality[m], list(lost[m].values())) for m in lost),
+        (usual.together, together),
+        *((usual.by_modality[m], list(missing[m].values())) for m in missing),
     ]:
         assert np.isclose(shares, share).any()
         assert sum(x <= share + 1e-9 for x in shares) >= 0.95 * len(shares)
@@ -296,35 +296,35 @@ def test_how_much_training_samples_lack() -> None:
     assert usual_missing(nothing) == (dict.fromkeys(split.present, 0.0), 0.0)
 
 
-def test_shares_on_a_card_are_shares(tmp_path: Path) -> None:
+def test_missing_shares_on_a_card_are_validated(tmp_path: Path) -> None:
     split = make_dataset().split("train")
     save_network(tmp_path / "student", replace(saved(), missing=usual_missing(split)))
     assert load_network(tmp_path / "student").missing == usual_missing(split)
     before = json.loads((tmp_path / "student.json").read_text())
-    for value, words in (
+    for value, message in (
         (1.5, r"missing: .*less than or equal to 1 \(given: 1.5\)"),
         (float("nan"), "NaN"),
         ("x", "number"),
     ):
         change_card(tmp_path / "student", missing=value)
-        one_line(tmp_path / "student", words)
+        assert_refused(tmp_path / "student", message)
     sizes = {m: {**size, "missing": -0.5} for m, size in before["modalities"].items()}
     change_card(tmp_path / "student", missing=0.0, modalities=sizes)
-    one_line(tmp_path / "student", r"modalities.language.missing: .*\(given: -0.5\)")
+    assert_refused(tmp_path / "student", r"modalities.language.missing: .*\(given: -0.5\)")
 
 
-def test_a_card_takes_no_memory_before_its_tensors_are_looked_at(stem: Path) -> None:
+def test_an_oversized_card_is_refused_before_memory_is_allocated(stem: Path) -> None:
     """Parameters of these sizes would be 400 GB, and the table of positions 52 GB."""
     small = SMALL.model_dump(mode="json")
     change_card(stem, network={**small, "width": 16_384, "feedforward": 16_384, "layers": 64})
-    one_line(stem, "the tensors are not those of the network that it describes")
+    assert_refused(stem, "the tensors are not those of the network that it describes")
     modalities = {m: {"width": 5, "frames": 100_000} for m in ("language", "audio", "vision")}
     change_card(stem, network={**small, "width": 16_384}, modalities=modalities)
-    one_line(stem, "beyond all bounds")
+    assert_refused(stem, "beyond all bounds")
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"network": {"layers": 10**6}}, "network.layers"),
         ({"network": {"width": 10**9, "heads": 1}}, "network.width"),
@@ -344,31 +344,31 @@ def test_a_card_takes_no_memory_before_its_tensors_are_looked_at(stem: Path) -> 
         ({"more": 1}, "more"),
     ],
 )
-def test_bounds_of_a_card(stem: Path, changes: dict[str, Any], words: str) -> None:
+def test_bounds_of_a_card(stem: Path, changes: dict[str, Any], message: str) -> None:
     target = {"name": "x", "questions": [], "cuts": [], "upward": True}
     changes = {
         key: {**target, **value} if key == "target" else value for key, value in changes.items()
     }
     change_card(stem, **changes)
-    one_line(stem, words)
+    assert_refused(stem, message)
 
 
-def test_a_key_that_is_there_twice(stem: Path) -> None:
+def test_a_duplicate_key(stem: Path) -> None:
     path = stem.with_suffix(".json")
     path.write_text(path.read_text().replace('"clip"', '"clip": 1.0,\n "clip"'))
-    one_line(stem, "key 'clip' appears twice")
+    assert_refused(stem, "key 'clip' appears twice")
 
 
-def test_every_flipped_bit_of_a_card_is_found(stem: Path) -> None:
+def test_every_flipped_bit_of_a_card_is_detected(stem: Path) -> None:
     path = stem.with_suffix(".json")
-    whole = path.read_bytes()
+    intact = path.read_bytes()
     rng = np.random.default_rng(0)
     for _ in range(200):
-        changed = bytearray(whole)
-        changed[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        changed = bytearray(intact)
+        changed[rng.integers(len(intact))] ^= 1 << rng.integers(8)
         path.write_bytes(bytes(changed))
-        if json_or_none(bytes(changed)) != json.loads(whole):  # white space is none of the contents
-            one_line(stem, "student")
+        if json_or_none(bytes(changed)) != json.loads(intact):  # white space does not count
+            assert_refused(stem, "student")
 
 
 def json_or_none(data: bytes) -> Any:
@@ -378,8 +378,8 @@ def json_or_none(data: bytes) -> Any:
         return None
 
 
-def test_a_model_by_itself_and_a_run(stem: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paths of one word; and a foreign config.json in a run's folder hides no run."""
+def test_a_single_model_and_a_run(stem: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths work, and a foreign config.json in a run's folder does not hide the run."""
     folder = stem.parent
     monkeypatch.chdir(folder)
     for path in (".", "student", "student.json"):
@@ -392,7 +392,7 @@ def test_a_model_by_itself_and_a_run(stem: Path, monkeypatch: pytest.MonkeyPatch
         load_student(folder)
 
 
-def test_what_an_evaluation_found_out_stays_with_the_model(stem: Path) -> None:
+def test_evaluation_results_are_saved_with_the_model(stem: Path) -> None:
     before = load_network(stem)
     assert before.evaluated is None
     condition = EvaluatedCondition(
@@ -422,9 +422,9 @@ def test_what_an_evaluation_found_out_stays_with_the_model(stem: Path) -> None:
 def test_a_card_with_a_wrong_condition(stem: Path, wrong: dict[str, Any]) -> None:
     condition = {"name": "audio", "kind": "modalities", "available": ["audio"]} | wrong
     change_card(stem, evaluated={"split": "test", "samples": 7, "conditions": [condition]})
-    one_line(stem, f"student.json: evaluated.conditions.0.{next(iter(wrong))}: ")
+    assert_refused(stem, f"student.json: evaluated.conditions.0.{next(iter(wrong))}: ")
 
 
-def test_lengths_that_the_training_had() -> None:
+def test_canonical_lengths_are_training_medians() -> None:
     split = make_dataset().split("train")
     assert canonical_lengths(split) == {m: int(np.median(x)) for m, x in split.lengths.items()}

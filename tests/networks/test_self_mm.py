@@ -17,16 +17,16 @@ KINDS = [(CLASSES, (3,)), (QUESTIONS, (4, 2)), (SCORE, (1,))]
 def network(names: int = 4, target: Target = CLASSES) -> SelfMMNetwork:
     torch.manual_seed(0)
     widths = dict(list(FOUR.items())[:names])
-    lengths = {m: 4 + place for place, m in enumerate(widths)}
-    chosen = SelfMMSettings(width=6, unimodal=5, fusion=8)
-    return SelfMMNetwork(widths, lengths, target=target, settings=chosen).eval()
+    lengths = {m: 4 + index for index, m in enumerate(widths)}
+    settings = SelfMMSettings(width=6, unimodal=5, fusion=8)
+    return SelfMMNetwork(widths, lengths, target=target, settings=settings).eval()
 
 
 def inputs(model: SelfMMNetwork, count: int = 5) -> Inputs:
     generator = torch.Generator().manual_seed(1)
     frames, exists, visible = {}, {}, {}
-    for place, m in enumerate(model.modalities):
-        T = 4 + place
+    for index, m in enumerate(model.modalities):
+        T = 4 + index
         frames[m] = torch.randn(count, T, FOUR[m], generator=generator)
         exists[m] = torch.arange(T)[None] < torch.randint(1, T + 1, (count, 1), generator=generator)
         visible[m] = exists[m] & (torch.rand(count, T, generator=generator) < 0.7)
@@ -37,16 +37,17 @@ def inputs(model: SelfMMNetwork, count: int = 5) -> Inputs:
 @pytest.mark.parametrize(("target", "shape"), KINDS)
 def test_shapes(names: int, target: Target, shape: tuple[int, ...]) -> None:
     model = network(names, target)
-    fused, parts = model.tasks(inputs(model))
+    fused, unimodal = model.tasks(inputs(model))
     assert fused.representation.shape == (5, 8)
-    assert len(parts) == names
+    assert len(unimodal) == names
     assert all(
-        part.representation.shape == (5, 5) and part.logits.shape == (5, *shape) for part in parts
+        output.representation.shape == (5, 5) and output.logits.shape == (5, *shape)
+        for output in unimodal
     )
     assert fused.logits.shape == (5, *shape)
     assert torch.equal(fused.logits, model(inputs(model)).logits)
-    nobody = map_tensors(lambda x: x[:0], inputs(model))
-    assert model(nobody).logits.shape == (0, *shape)
+    empty = map_tensors(lambda x: x[:0], inputs(model))
+    assert model(empty).logits.shape == (0, *shape)
 
 
 def test_padding_and_invisible_frames_change_nothing_and_visible_ones_do() -> None:
@@ -61,7 +62,7 @@ def test_padding_and_invisible_frames_change_nothing_and_visible_ones_do() -> No
         assert not torch.allclose(before, model(changed).logits, atol=1e-5)
 
 
-def test_a_unimodal_task_sees_its_own_modality_alone() -> None:
+def test_a_unimodal_task_depends_only_on_its_modality() -> None:
     model = network()
     data = inputs(model)
     _, before = model.tasks(data)
@@ -72,18 +73,18 @@ def test_a_unimodal_task_sees_its_own_modality_alone() -> None:
     assert same == [True, False, True, True]
 
 
-@pytest.mark.parametrize("part", ["fuse", "head", "encoders", "projections", "unimodal_heads"])
-def test_each_component_changes_the_output(part: str) -> None:
+@pytest.mark.parametrize("component", ["fuse", "head", "encoders", "projections", "unimodal_heads"])
+def test_each_component_changes_the_output(component: str) -> None:
     model = network()
     data = inputs(model)
-    fused, parts = model.tasks(data)
-    for parameter in getattr(model, part).parameters():
+    fused, outputs = model.tasks(data)
+    for parameter in getattr(model, component).parameters():
         nn.init.zeros_(parameter)
-    fused_after, parts_after = model.tasks(data)
+    fused_after, outputs_after = model.tasks(data)
     multimodal = not torch.allclose(fused.logits, fused_after.logits, atol=1e-4)
     unimodal = not all(
         torch.allclose(a.logits, b.logits, atol=1e-4)
-        for a, b in zip(parts, parts_after, strict=True)
+        for a, b in zip(outputs, outputs_after, strict=True)
     )
-    assert multimodal == (part in ("fuse", "head", "encoders"))
-    assert unimodal == (part in ("projections", "unimodal_heads", "encoders"))
+    assert multimodal == (component in ("fuse", "head", "encoders"))
+    assert unimodal == (component in ("projections", "unimodal_heads", "encoders"))

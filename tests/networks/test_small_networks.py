@@ -1,4 +1,4 @@
-"""The networks without a method of their own: MLP, GRU and Perceiver."""
+"""The networks without a matching method: MLP, GRU and Perceiver."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS = {
         PerceiverSettings(width=8, latents=3, heads=2, feedforward=12, layers=1),
     ),
 }
-every = pytest.mark.parametrize("kind", KINDS)
+each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def network(kind: str, target: Target = CLASSES, names: int = 4) -> AnyNetwork:
@@ -39,9 +39,7 @@ def network(kind: str, target: Target = CLASSES, names: int = 4) -> AnyNetwork:
 
 
 def inputs(model: AnyNetwork, count: int = 5) -> Inputs:
-    """Unequal lengths, and gaps; the first sample shows its first frame of each modality at
-    least.
-    """
+    """Return inputs of unequal lengths with gaps; the first sample's first frames are visible."""
     generator = torch.Generator().manual_seed(1)
     frames, exists, visible = {}, {}, {}
     for index, m in enumerate(model.modalities):
@@ -53,7 +51,7 @@ def inputs(model: AnyNetwork, count: int = 5) -> Inputs:
     return Inputs(frames, exists, visible)
 
 
-@every
+@each_kind
 @pytest.mark.parametrize("names", [1, 4])
 @pytest.mark.parametrize(("target", "shape"), [(CLASSES, (3,)), (QUESTIONS, (4, 2)), (SCORE, (1,))])
 def test_shapes(kind: str, names: int, target: Target, shape: tuple[int, ...]) -> None:
@@ -61,11 +59,11 @@ def test_shapes(kind: str, names: int, target: Target, shape: tuple[int, ...]) -
     output = model(inputs(model))
     assert output.representation.shape == (5, model.representation_width)
     assert output.logits.shape == (5, *shape)
-    nobody = map_tensors(lambda x: x[:0], inputs(model))
-    assert model(nobody).logits.shape == (0, *shape)
+    empty = map_tensors(lambda x: x[:0], inputs(model))
+    assert model(empty).logits.shape == (0, *shape)
 
 
-@every
+@each_kind
 def test_padding_and_invisible_frames_change_nothing_and_visible_ones_do(kind: str) -> None:
     model = network(kind)
     data = inputs(model)
@@ -78,15 +76,15 @@ def test_padding_and_invisible_frames_change_nothing_and_visible_ones_do(kind: s
         assert not torch.allclose(before[0], model(changed).logits[0], atol=1e-5)
 
 
-@every
+@each_kind
 def test_a_sample_with_nothing_visible_is_finite_and_so_are_its_gradients(kind: str) -> None:
     model = network(kind).train()
     data = inputs(model)
     empty = Inputs(
         data.frames, data.exists, {m: torch.zeros_like(x) for m, x in data.visible.items()}
     )
-    for given in (empty, empty._replace(exists=empty.visible)):
-        logits = model.eval()(given).logits
+    for variant in (empty, empty._replace(exists=empty.visible)):
+        logits = model.eval()(variant).logits
         assert logits.isfinite().all()
         torch.testing.assert_close(logits, logits[:1].expand_as(logits), atol=1e-6, rtol=0)
     model.zero_grad()
@@ -96,7 +94,7 @@ def test_a_sample_with_nothing_visible_is_finite_and_so_are_its_gradients(kind: 
     torch.testing.assert_close(model.eval()(longer).logits, model(empty).logits, atol=1e-6, rtol=0)
 
 
-@every
+@each_kind
 def test_all_parameters_are_trained(kind: str) -> None:
     model = network(kind).train()
     model(inputs(model)).logits.square().sum().backward()
@@ -105,34 +103,34 @@ def test_all_parameters_are_trained(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mlp", "gru-last", "gru-mean"])
-def test_encode_and_classify_are_the_network(kind: str) -> None:
+def test_encode_and_classify_make_up_the_network(kind: str) -> None:
     model = network(kind)
     data = inputs(model)
     output = model(data)
-    parts = [model.encode(m, data) for m in model.modalities]
-    assert torch.equal(torch.cat(parts, 1), output.representation)
+    encoded = [model.encode(m, data) for m in model.modalities]
+    assert torch.equal(torch.cat(encoded, 1), output.representation)
     assert torch.equal(model.classify(output.representation), output.logits)
-    alone = Inputs(*({"audio": part["audio"]} for part in data))
-    assert torch.equal(model.encode("audio", alone), parts[1])
+    alone = Inputs(*({"audio": field["audio"]} for field in data))
+    assert torch.equal(model.encode("audio", alone), encoded[1])
 
 
-def test_the_mlp_reads_the_last_frame_the_mean_of_visible_frames_and_which_are_visible() -> None:
+def test_the_mlps_summary_by_hand() -> None:
     model = network("mlp")
     data = inputs(model)
     for index, modality in enumerate(model.modalities):
         frames, exists, visible = data.of(modality)
         for row in range(len(frames)):
-            shown = visible[row].nonzero()[:, 0]
+            steps = visible[row].nonzero()[:, 0]
             length = int(exists[row].sum())
             end = frames[row, length - 1] * visible[row, length - 1]
-            mean = frames[row, shown].mean(0) if len(shown) else torch.zeros(frames.shape[2])
-            flags = torch.tensor([float(visible[row, length - 1]), len(shown) / length]) - 1.0
+            mean = frames[row, steps].mean(0) if len(steps) else torch.zeros(frames.shape[2])
+            flags = torch.tensor([float(visible[row, length - 1]), len(steps) / length]) - 1.0
             vector = torch.relu(model.encoders[index](torch.cat([end, mean, flags])))
-            expected = vector if len(shown) else torch.zeros(6)
+            expected = vector if len(steps) else torch.zeros(6)
             torch.testing.assert_close(model.encode(modality, data)[row], expected)
 
 
-def test_the_mlp_drops_fewer_of_few_features() -> None:
+def test_the_mlps_input_dropout_grows_with_the_width() -> None:
     frames = {"language": 3, "vision": 3}
     for widths, expected in (
         ((800, 32), [0.5, 0.1]),
@@ -144,7 +142,7 @@ def test_the_mlp_drops_fewer_of_few_features() -> None:
 
 
 @pytest.mark.parametrize("summary", [("mean",), ("end",), ("visibility",), ("end", "mean")])
-def test_the_mlp_reads_what_is_asked_for(summary: tuple[str, ...]) -> None:
+def test_the_mlp_reads_the_configured_summary(summary: tuple[str, ...]) -> None:
     model = MLPNetwork(
         {"a": 3}, {"a": 4}, target=CLASSES, settings=MLPSettings(summary=summary)
     ).eval()
@@ -169,35 +167,37 @@ def test_the_mlp_reads_what_is_asked_for(summary: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("layer", [FrameLSTM, FrameGRU])
-def test_the_loop_over_time_is_torchs_kernel(layer: type[FrameLSTM | FrameGRU]) -> None:
+def test_the_loop_over_time_matches_torch(layer: type[FrameLSTM | FrameGRU]) -> None:
     torch.manual_seed(0)
     recurrence = layer(3, 4).double()
     frames = torch.randn(5, 7, 3, dtype=torch.float64, requires_grad=True)
     expected = recurrence.kernel(frames)[0]
-    found = recurrence.states(frames)
-    torch.testing.assert_close(found, expected)
+    states = recurrence.states(frames)
+    torch.testing.assert_close(states, expected)
     parameters = [frames, *recurrence.parameters()]
-    one, other = (torch.autograd.grad(x.square().sum(), parameters) for x in (found, expected))
-    for mine, theirs in zip(one, other, strict=True):
+    actual_gradients, expected_gradients = (
+        torch.autograd.grad(x.square().sum(), parameters) for x in (states, expected)
+    )
+    for mine, theirs in zip(actual_gradients, expected_gradients, strict=True):
         torch.testing.assert_close(mine, theirs)
 
 
-def test_a_gru_answers_with_the_state_after_the_last_visible_frame_or_with_their_mean() -> None:
+def test_a_gru_returns_the_last_visible_state_or_the_mean_of_visible_states() -> None:
     last, mean = network("gru-last"), network("gru-mean")
     data = inputs(last)
     frames, _, visible = data.of("language")
     for row in range(5):
         steps = visible[row].nonzero()[:, 0]
-        shown = frames[row : row + 1] * visible[row, :, None]
-        states = last.encoders[0].gru(shown)[0][0]
+        masked = frames[row : row + 1] * visible[row, :, None]
+        states = last.encoders[0].gru(masked)[0][0]
         expected = states[steps[-1]] if len(steps) else torch.zeros(6)
         torch.testing.assert_close(last.encode("language", data)[row], expected)
-        states = mean.encoders[0].gru(shown)[0][0]
+        states = mean.encoders[0].gru(masked)[0][0]
         expected = states[steps].mean(0) if len(steps) else torch.zeros(6)
         torch.testing.assert_close(mean.encode("language", data)[row], expected)
 
 
-def test_a_latent_block_is_torchs_attention() -> None:
+def test_a_latent_block_matches_torchs_attention() -> None:
     torch.manual_seed(0)
     block = LatentBlock(PerceiverSettings(width=8, heads=2, feedforward=12, dropout=0.0))
     reference = nn.MultiheadAttention(8, 2, batch_first=True)
@@ -215,27 +215,27 @@ def test_a_latent_block_is_torchs_attention() -> None:
     )
 
 
-def test_a_perceiver_tells_frames_of_two_times_and_modalities_apart() -> None:
+def test_a_perceiver_distinguishes_times_and_modalities() -> None:
     torch.manual_seed(0)
     model = PerceiverNetwork(
         {"a": 4, "b": 4}, {"a": 5, "b": 5}, target=CLASSES, settings=KINDS["perceiver"][1]
     ).eval()
     model.projections[1].load_state_dict(model.projections[0].state_dict())
-    one, other = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
+    first, second = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
     everything = {m: torch.ones(2, 5, dtype=torch.bool) for m in "ab"}
-    before = model(Inputs({"a": one, "b": other}, everything, everything)).logits
-    for frames in ({"a": other, "b": one}, {"a": one.flip(1), "b": other}):
+    before = model(Inputs({"a": first, "b": second}, everything, everything)).logits
+    for frames in ({"a": second, "b": first}, {"a": first.flip(1), "b": second}):
         assert not torch.allclose(
             model(Inputs(frames, everything, everything)).logits, before, atol=1e-5
         )
 
 
-def test_long_samples_ask_a_perceiver_for_no_square_of_their_frames() -> None:
+def test_a_perceivers_memory_is_not_quadratic_in_the_frames() -> None:
     network("perceiver").check_memory({"language": 10_000_000}, 1000, training=True)
 
 
 @pytest.mark.parametrize(
-    ("settings", "values", "line"),
+    ("settings", "values", "message"),
     [
         (MLPSettings, {"width": 0}, "width"),
         (MLPSettings, {"dropout": 1.0}, "dropout"),
@@ -245,6 +245,8 @@ def test_long_samples_ask_a_perceiver_for_no_square_of_their_frames() -> None:
         (PerceiverSettings, {"latents": 0}, "latents"),
     ],
 )
-def test_wrong_settings_are_refused(settings: type, values: dict[str, object], line: str) -> None:
-    with pytest.raises(ValidationError, match=line):
+def test_wrong_settings_are_refused(
+    settings: type, values: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
         settings(**values)

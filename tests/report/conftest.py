@@ -15,8 +15,8 @@ NASTY = ('<b>"x"</b>', "a&b|c", "50% $_{^~}\\")
 
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A usual run's folder with its report: three modalities, three classes, three seeds. Not to be
-    changed.
+    """Return a typical run's folder with its report: three modalities, three classes, three seeds.
+    Tests must not change it.
     """
     return made_once(
         tmp_path_factory, "reported", lambda out: write_report(write_fake_run(out), draws=100)
@@ -25,8 +25,8 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def nasty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reported run whose modality and class names hold what HTML, Markdown, LaTeX, CSV and
-    matplotlib would trip over.
+    """Return a reported run whose modality and class names contain special characters of HTML,
+    Markdown, LaTeX, CSV and matplotlib.
     """
     names: dict[str, Any] = {"modalities": NASTY, "classes": ("_low", "$mid$", "=1+<i>", "NA")}
     return made_once(
@@ -36,13 +36,13 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A comparison's folder without its report: two baselines, two controls, one ablation. Not to
-    be changed.
+    """Return a comparison's folder without its report: two baselines, two controls, one ablation.
+    Tests must not change it.
     """
     return write_fake_comparison(tmp_path_factory.mktemp("comparisons") / "usual")
 
 
 @pytest.fixture
 def sketches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made but not drawn."""
+    """Make figures without drawing them."""
     monkeypatch.setattr(figures, "picture", sketch)

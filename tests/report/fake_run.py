@@ -1,5 +1,5 @@
-"""Writes a small plan's folder as `corrkd run` or `corrkd compare` would, with invented answers and
-the scores that follow from them.
+"""Write a small plan's folder like `corrkd run` or `corrkd compare`, with invented predictions and
+their scores.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def opened(out: Path, dataset: str = DATASET) -> RunFolder:
 
 
 def subsets(modalities: Sequence[str]) -> list[str]:
-    """Condition names in the paper's order, written out for the tests' own use."""
+    """Return condition names in the paper's order, independently of the package."""
     names = [
         "+".join(c)
         for size in range(1, len(modalities))
@@ -204,11 +204,11 @@ def conditions_of(modalities: Sequence[str], natural: bool) -> list[dict[str, An
 
 
 def informative(condition: Mapping[str, Any], modalities: Sequence[str]) -> float:
-    """How much of the truth is left, 0 to 1: the first modality tells most."""
+    """Return how much information remains, 0 to 1; the first modality carries most."""
     weight = {m: 1 / (i + 1) for i, m in enumerate(modalities)}
     share = sum(weight[m] for m in condition["available"]) / sum(weight.values())
-    lost = condition["ratio"] or 0.0
-    return float(share**0.5 * (1 - lost) ** 0.4)
+    ratio = condition["ratio"] or 0.0
+    return float(share**0.5 * (1 - ratio) ** 0.4)
 
 
 def write_dataset(
@@ -236,9 +236,9 @@ def write_dataset(
     arms = [method["name"] for method in card["methods"]]
     for seed, (index, arm) in itertools.product(card["seeds"], enumerate(arms)):
         strength = STRENGTH.get(arm, 0.75 - 0.03 * abs(index - len(arms) + 1))
-        made = folder / f"seed-{seed}" / arm
-        made.mkdir(parents=True)
-        rows += write_arm(made, card, arm, seed, strength, truth, ids, person, draws, rng)
+        arm_folder = folder / f"seed-{seed}" / arm
+        arm_folder.mkdir(parents=True)
+        rows += write_arm(arm_folder, card, arm, seed, strength, truth, ids, person, draws, rng)
         costs.append((arm, seed, 1000 * (index + 1), 10 + seed, 2.0 + seed, 3e8))
     frame = pd.DataFrame(rows, columns=["method", "seed", "condition", "draw", "metric", "value"])
     frame.insert(0, "dataset", folder.name)
@@ -248,12 +248,12 @@ def write_dataset(
 
 
 def scores(
-    card: Mapping[str, Any], truth: npt.NDArray[Any], answers: npt.NDArray[Any]
+    card: Mapping[str, Any], truth: npt.NDArray[Any], predicted: npt.NDArray[Any]
 ) -> dict[str, float]:
-    """Metrics by name, written out here: another way than the package's."""
+    """Compute metrics by name, independently of the package."""
     names, classes = card["target"]["questions"] or [""], card["target"]["classes"]
     of_class = {
-        (q, k): f1(truth[:, q] == k, answers[:, q] == k)
+        (q, k): f1(truth[:, q] == k, predicted[:, q] == k)
         for q in range(len(names))
         for k in range(len(classes))
     }
@@ -261,18 +261,18 @@ def scores(
         sum((truth[:, q] == k).mean() * of_class[q, k] for k in range(len(classes)))
         for q in range(len(names))
     ]
-    out = {"weighted_f1": float(np.mean(each)), "accuracy": float((truth == answers).mean())}
+    out = {"weighted_f1": float(np.mean(each)), "accuracy": float((truth == predicted).mean())}
     if names != [""]:
         return out | {f"weighted_f1/{q}": float(f) for q, f in zip(names, each, strict=True)}
     return out | {f"f1/{c}": of_class[0, k] for k, c in enumerate(classes)}
 
 
-def f1(truth: npt.NDArray[np.bool_], answers: npt.NDArray[np.bool_]) -> float:
-    return float(2 * (truth & answers).sum() / max(truth.sum() + answers.sum(), 1))
+def f1(truth: npt.NDArray[np.bool_], predicted: npt.NDArray[np.bool_]) -> float:
+    return float(2 * (truth & predicted).sum() / max(truth.sum() + predicted.sum(), 1))
 
 
-def more_scores(kind: str, strength: float, rng: np.random.Generator) -> dict[str, float]:
-    """Metrics that follow from no answers here."""
+def random_scores(kind: str, strength: float, rng: np.random.Generator) -> dict[str, float]:
+    """Draw metrics that are not computed from predictions."""
     noise = rng.normal(0, 0.008)
     if kind == "score":
         return {"mae": 1.4 - 0.6 * strength + noise, "corr": 0.8 * strength + noise}
@@ -282,12 +282,12 @@ def more_scores(kind: str, strength: float, rng: np.random.Generator) -> dict[st
 def reference_rows(
     name: str, card: Mapping[str, Any], truth: npt.NDArray[Any], rng: np.random.Generator
 ) -> list[tuple[Any, ...]]:
-    """The rows of a floor or ceiling, which have no seed."""
+    """Return the rows of a floor or ceiling, which have no seed."""
     rows: list[tuple[Any, ...]] = []
     for condition in card["conditions"]:
         share = STRENGTH[name] * informative(condition, list(card["dataset"]["modalities"]))
-        answers = np.where(rng.random(truth.shape) < share, truth, 0)
-        metrics = scores(card, truth, answers)
+        predicted = np.where(rng.random(truth.shape) < share, truth, 0)
+        metrics = scores(card, truth, predicted)
         if name == "bayes":
             metrics = {metric: metrics[metric] for metric in ("weighted_f1", "accuracy")}
         elif card["target"]["kind"] == "score":
@@ -301,7 +301,7 @@ def reference_rows(
 def averages(
     rows: list[tuple[Any, ...]], card: Mapping[str, Any], *, with_area: bool = True
 ) -> list[tuple[Any, ...]]:
-    """The rows of means over the missing subsets, and of the area under the ratios."""
+    """Return the rows of means over the missing subsets, and of the area under the ratios."""
     method, seed = rows[0][:2]
     table = pd.DataFrame(rows, columns=["method", "seed", "condition", "draw", "metric", "value"])
     missing = subsets(list(card["dataset"]["modalities"]))[:-1] or ["complete"]
@@ -341,15 +341,15 @@ def write_arm(
         share = strength * informative(condition, modalities)
         for draw in range(draws if is_random else 1):
             by_person = share + np.linspace(-0.1, 0.1, person.max() + 1)[person]
-            right = rng.random(truth.shape) < by_person[:, None]
-            answers = np.where(right, truth, rng.integers(num_classes, size=truth.shape))
-            metrics = {**scores(card, truth, answers), **more_scores(target["kind"], share, rng)}
+            correct = rng.random(truth.shape) < by_person[:, None]
+            predicted = np.where(correct, truth, rng.integers(num_classes, size=truth.shape))
+            metrics = scores(card, truth, predicted) | random_scores(target["kind"], share, rng)
             rows += [
                 (arm, seed, condition["name"], draw, metric, value)
                 for metric, value in metrics.items()
             ]
             about = {"method": arm, "condition": condition["name"], "draw": draw, "id": ids}
-            frames += predictions(about, target, truth, answers, rng)
+            frames += prediction_frames(about, target, truth, predicted, rng)
         if condition["name"] in ("complete", *subsets(modalities)):
             spread = rng.normal(size=(len(truth), 12)) / (0.3 + 2 * share)
             stored[f"{arm}/{condition['name']}"] = (centres[truth[:, 0]] + spread).astype(
@@ -367,37 +367,37 @@ def write_arm(
     return rows + averages(rows, card)
 
 
-def predictions(
+def prediction_frames(
     about: Mapping[str, Any],
     target: Mapping[str, Any],
     truth: npt.NDArray[Any],
-    answers: npt.NDArray[Any],
+    predicted: npt.NDArray[Any],
     rng: np.random.Generator,
 ) -> Iterable[pd.DataFrame]:
-    """Rows of predictions.parquet, by question."""
+    """Yield rows of predictions.parquet, by question."""
     for index, question in enumerate(target["questions"] or [""]):
-        expected, answer = truth[:, index], answers[:, index]
+        expected, prediction = truth[:, index], predicted[:, index]
         if target["kind"] == "score":
             yield pd.DataFrame(
                 {
                     **about,
                     "question": question,
                     "target": expected - 0.5,
-                    "prediction": answer - 0.5,
+                    "prediction": prediction - 0.5,
                 }
             )
             continue
         odds = np.exp(rng.normal(size=(len(truth), len(target["classes"]))))
-        odds[np.arange(len(truth)), answer] += odds.max(1)  # the answer is the likeliest
+        odds[np.arange(len(truth)), prediction] += odds.max(1)  # the prediction is the likeliest
         shares = (odds / odds.sum(1, keepdims=True)).astype(np.float32)
         columns = {f"p_{k}": shares[:, k] for k in range(shares.shape[1])}
         yield pd.DataFrame(
-            {**about, "question": question, "target": expected, "prediction": answer, **columns}
+            {**about, "question": question, "target": expected, "prediction": prediction, **columns}
         )
 
 
 def history(arm: str, rng: np.random.Generator) -> pd.DataFrame:
-    """Losses and validation by epoch; the last epoch is kept, whichever is best."""
+    """Return losses and validation scores by epoch; the last epoch is kept, best or not."""
     epoch = np.arange(1, 13 if arm == "student" else 21)
     fall = np.exp(-epoch / 6)
     losses = {"loss/task": 0.75 + 0.4 * fall + rng.normal(0, 0.01, len(epoch))}

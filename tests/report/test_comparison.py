@@ -43,14 +43,14 @@ MAIN = [m for m in COMPARED_ARMS if m != "corrkd-without-scd"]
 
 @pytest.fixture
 def out(compared: Path, tmp_path: Path) -> Path:
-    """A copy to be changed."""
+    """Return a copy that a test may change."""
     return shutil.copytree(compared, tmp_path / "out")
 
 
 def family(
     run: RunFolder, methods: tuple[str, ...] | list[str], draws: int = DRAWS
 ) -> dict[str, Standing]:
-    """Standings from the stored predictions."""
+    """Compute standings from the stored predictions."""
     return standings(method_counts(run), methods, REFERENCE, draws)
 
 
@@ -70,19 +70,19 @@ def edit_results(out: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> N
 
 
 def arrays(out: Path, method: str) -> np.ndarray[Any, Any]:
-    """(S, C, G, 1, K, K), counted row by row."""
+    """Count predictions row by row, (S, C, G, 1, K, K)."""
     run = out / DATASET
     groups = dict(pd.read_csv(run / "groups.csv").itertuples(index=False))
-    places = {g: i for i, g in enumerate(sorted(set(groups.values())))}
+    group_index = {g: i for i, g in enumerate(sorted(set(groups.values())))}
     conditions = subsets(MODALITIES)[:-1]
-    counts = np.zeros((3, len(conditions), len(places), 1, 3, 3), int)
+    counts = np.zeros((3, len(conditions), len(group_index), 1, 3, 3), int)
     for seed in range(3):
         rows = pd.read_parquet(run / f"seed-{seed}" / method / "predictions.parquet")
         for row in rows[rows["condition"].isin(conditions)].itertuples():
             counts[
                 seed,
                 conditions.index(row.condition),
-                places[groups[row.id]],
+                group_index[groups[row.id]],
                 0,
                 row.target,
                 row.prediction,
@@ -90,8 +90,8 @@ def arrays(out: Path, method: str) -> np.ndarray[Any, Any]:
     return counts
 
 
-def become_corrkd(out: Path, method: str) -> None:
-    """Gives a method CorrKD's answers and scores."""
+def replace_by_corrkd(out: Path, method: str) -> None:
+    """Give a method CorrKD's predictions and scores."""
     for folder in (out / DATASET).glob("seed-*"):
         rows = pd.read_parquet(folder / REFERENCE / "predictions.parquet").assign(method=method)
         rows.to_parquet(folder / method / "predictions.parquet", index=False)
@@ -103,14 +103,14 @@ def become_corrkd(out: Path, method: str) -> None:
     )
 
 
-def forget(out: Path, method: str, *seeds: int) -> None:
-    """As if these runs had failed."""
+def remove_runs(out: Path, method: str, *seeds: int) -> None:
+    """Remove these runs, as if they had failed."""
     for seed in seeds:
         shutil.rmtree(out / DATASET / f"seed-{seed}" / method)
     edit_results(out, lambda r: r[(r["method"] != method) | ~r["seed"].isin(seeds)])
 
 
-def test_inter_modality_is_what_the_file_says(compared: Path) -> None:
+def test_inter_modality_matches_the_file(compared: Path) -> None:
     table = arm_tables.inter_modality(opened(compared), "weighted_f1", {})
     frame = table.blocks[""]
     assert list(frame.index) == ["Majority floor", *(TITLES[m] for m in MAIN)]
@@ -128,7 +128,7 @@ def test_inter_modality_is_what_the_file_says(compared: Path) -> None:
 
 
 def test_differences_are_paired_within_seeds(out: Path) -> None:
-    forget(out, "gcnet", 1)
+    remove_runs(out, "gcnet", 1)
     frame = arm_tables.differences_table(opened(out)).blocks[""]
     assert "CorrKD" not in frame.index
     for condition, heading in (("language", "{l}"), ("average", "Avg."), ("complete", "complete")):
@@ -142,23 +142,23 @@ def test_differences_are_paired_within_seeds(out: Path) -> None:
     assert frame.loc["GCNET", "Seeds"] == 2
 
 
-def test_statistics_are_those_of_the_counts(compared: Path) -> None:
-    found = family(opened(compared), MAIN)
-    reference, own = arrays(compared, REFERENCE), arrays(compared, "gcnet")
-    standing, chance = found["gcnet"], {"seed": SEED, "draws": DRAWS}
+def test_statistics_match_the_counts(compared: Path) -> None:
+    by_method = family(opened(compared), MAIN)
+    reference, counts = arrays(compared, REFERENCE), arrays(compared, "gcnet")
+    standing, chance = by_method["gcnet"], {"seed": SEED, "draws": DRAWS}
     assert standing.seeds == 3
-    assert standing.average == comparison.group_interval(own, **chance)
-    assert standing.difference == comparison.paired_group_interval(own, reference, **chance)
-    assert standing.p == comparison.sign_flip_test(own, reference, **chance)
+    assert standing.average == comparison.group_interval(counts, **chance)
+    assert standing.difference == comparison.paired_group_interval(counts, reference, **chance)
+    assert standing.p == comparison.sign_flip_test(counts, reference, **chance)
     others = [m for m in MAIN if m != REFERENCE]
-    assert [found[m].adjusted for m in others] == pytest.approx(
-        comparison.holm([found[m].p for m in others])
+    assert [by_method[m].adjusted for m in others] == pytest.approx(
+        comparison.holm([by_method[m].p for m in others])
     )
-    assert (found[REFERENCE].difference, found[REFERENCE].p) == (None, None)
+    assert (by_method[REFERENCE].difference, by_method[REFERENCE].p) == (None, None)
 
 
 @pytest.mark.parametrize("kind", ["classes", "questions", "score"])
-def test_average_by_counts_is_that_of_the_scores(tmp_path: Path, kind: str) -> None:
+def test_average_of_counts_matches_the_scores(tmp_path: Path, kind: str) -> None:
     out = write_fake_comparison(
         tmp_path / "out", arms=("gcnet", "corrkd"), seeds=(0, 1), samples=30, kind=kind
     )
@@ -168,8 +168,8 @@ def test_average_by_counts_is_that_of_the_scores(tmp_path: Path, kind: str) -> N
         )
 
 
-def test_the_same_answers_cannot_be_told_apart(out: Path) -> None:
-    become_corrkd(out, "gcnet")
+def test_equal_predictions_are_not_significantly_different(out: Path) -> None:
+    replace_by_corrkd(out, "gcnet")
     analysis = analyse(DATASET, opened(out), DRAWS)
     assert isinstance(analysis.main, dict)
     same = analysis.main["gcnet"]
@@ -209,20 +209,20 @@ def test_standings_table_shows_both_intervals(compared: Path) -> None:
     assert ablation.iloc[0]["p"].mean == ablation.iloc[0]["p, Holm"].mean  # a family of one
 
 
-def test_a_seed_that_failed_is_absent_and_counted(out: Path) -> None:
-    forget(out, "gcnet", 1)
+def test_a_failed_seed_is_absent_and_counted(out: Path) -> None:
+    remove_runs(out, "gcnet", 1)
     frame = arm_tables.inter_modality(opened(out), "weighted_f1", {}).blocks[""]
     assert frame["Seeds"].to_dict() == {
         t: {"GCNET": 2, "Majority floor": None}.get(t, 3) for t in frame.index
     }
-    found = family(opened(out), MAIN)["gcnet"]
-    both = [arrays_of[[0, 2]] for arrays_of in (arrays_with(out, "gcnet"), arrays(out, REFERENCE))]
-    assert found.seeds == 2
-    assert found.difference == comparison.paired_group_interval(*both, seed=SEED, draws=DRAWS)
+    standing = family(opened(out), MAIN)["gcnet"]
+    pair = [counts[[0, 2]] for counts in (arrays_with(out, "gcnet"), arrays(out, REFERENCE))]
+    assert standing.seeds == 2
+    assert standing.difference == comparison.paired_group_interval(*pair, seed=SEED, draws=DRAWS)
 
 
 def arrays_with(out: Path, method: str) -> np.ndarray[Any, Any]:
-    """`arrays` where seed 1 is not there."""
+    """Return `arrays` where seed 1 is absent."""
     shutil.copytree(out / DATASET / "seed-0" / method, out / DATASET / "seed-1" / method)
     counts = arrays(out, method)
     shutil.rmtree(out / DATASET / "seed-1" / method)
@@ -230,7 +230,7 @@ def arrays_with(out: Path, method: str) -> np.ndarray[Any, Any]:
 
 
 def test_without_corrkd_nothing_is_tested(out: Path) -> None:
-    forget(out, REFERENCE, 0, 1, 2)
+    remove_runs(out, REFERENCE, 0, 1, 2)
     analysis = analyse(DATASET, opened(out), DRAWS)
     assert (
         "CorrKD" not in arm_tables.inter_modality(opened(out), "weighted_f1", {}).blocks[""].index
@@ -240,14 +240,14 @@ def test_without_corrkd_nothing_is_tested(out: Path) -> None:
     assert "nothing is tested" in " ".join(findings(analysis))
 
 
-def test_few_groups_are_said(tmp_path: Path) -> None:
+def test_few_groups_are_reported(tmp_path: Path) -> None:
     out = write_fake_comparison(tmp_path / "out", arms=("gcnet", "corrkd"), seeds=(0, 1), persons=4)
     sentences = " ".join(findings(analyse(DATASET, opened(out), DRAWS)))
     assert "Of 1 method compared with CorrKD on Avg., 1 is not significantly differ" in sentences
     assert "the smallest possible p is 0.125 after Holm" in sentences  # 2 / 2^4
 
 
-def test_the_ranking_is_by_the_average_and_says_what_the_test_says(compared: Path) -> None:
+def test_the_ranking_is_by_the_average_and_reports_the_test(compared: Path) -> None:
     analysis = analyse(DATASET, opened(compared), DRAWS)
     assert isinstance(analysis.main, dict)
     frame = arm_tables.ranking_table(opened(compared), analysis.main).blocks[""]
@@ -288,7 +288,9 @@ def test_any_arm_can_be_the_reference(compared: Path) -> None:
         opened(compared).compared_with("kl")
 
 
-def test_methods_of_other_packages_are_no_controls(compared: Path, tmp_path: Path) -> None:
+def test_methods_of_other_packages_are_not_listed_as_controls(
+    compared: Path, tmp_path: Path
+) -> None:
     run = opened(compared)
     plug_in = run.card.methods[0].model_copy(
         update={"name": "plug-in", "title": "Plug-in", "kind": "method"}
@@ -311,14 +313,14 @@ def test_ranks(compared: Path) -> None:
     assert {t: c.mean for t, c in frame["{a}"].items()} == {
         TITLES[m]: 1 + sum(other > mean for other in means.values()) for m, mean in means.items()
     }
-    shown = [*subsets(MODALITIES), *(f"ratio-{r / 10:.1f}" for r in range(1, 11))]
+    conditions = [*subsets(MODALITIES), *(f"ratio-{r / 10:.1f}" for r in range(1, 11))]
     ranks = [
         1
         + sum(
             np.mean(from_file(compared, other, c)) > np.mean(from_file(compared, "corrkd", c))
             for other in MAIN
         )
-        for c in shown
+        for c in conditions
     ]
     assert frame.loc["CorrKD", "all"].mean == pytest.approx(np.mean(ranks))
 
@@ -374,14 +376,14 @@ def test_reported_rows_are_marked_and_change_nothing(compared: Path, tmp_path: P
     run = opened(compared)
     papers = read_reported(file, {"invented": run})
     plain, table = (
-        arm_tables.inter_modality(run, "weighted_f1", given)
-        for given in ({}, arm_tables.of_dataset(papers, "invented", "weighted_f1"))
+        arm_tables.inter_modality(run, "weighted_f1", reported)
+        for reported in ({}, arm_tables.of_dataset(papers, "invented", "weighted_f1"))
     )
     assert plain.blocks[""].equals(table.blocks[""])
     frame = table.blocks[arm_tables.BLOCK]
     assert list(frame.index) == ["DMD (reported: Someone 2024)"]
-    shown = {c: (e.mean, e.half, e.mark) for c, e in frame.iloc[0].items() if e is not None}
-    assert shown == {
+    cells = {c: (e.mean, e.half, e.mark) for c, e in frame.iloc[0].items() if e is not None}
+    assert cells == {
         "Avg.": (99.9, None, ""),
         "{a,v}": (98.0, None, ""),
         "complete": (97.0, None, ""),
@@ -391,7 +393,7 @@ def test_reported_rows_are_marked_and_change_nothing(compared: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("method,condition,value\n", "no column metric"),
         ("", "no column method"),
@@ -417,10 +419,10 @@ def test_reported_rows_are_marked_and_change_nothing(compared: Path, tmp_path: P
         ),
     ],
 )
-def test_bad_reported_files(compared: Path, tmp_path: Path, text: str, said: str) -> None:
+def test_bad_reported_files(compared: Path, tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "reported.csv"
     file.write_text(text, encoding="utf-8")
-    with pytest.raises(CorrKDError, match=re.escape(said)) as caught:
+    with pytest.raises(CorrKDError, match=re.escape(message)) as caught:
         read_reported(file, {DATASET: opened(compared)})
     assert "\n" not in str(caught.value)
     assert str(file) in str(caught.value)
@@ -434,7 +436,7 @@ def test_reported_files_that_cannot_be_read(compared: Path, tmp_path: Path) -> N
         read_reported(tmp_path / "latin.csv", {DATASET: opened(compared)})
 
 
-def test_reported_needs_the_dataset_where_there_are_several(compared: Path, tmp_path: Path) -> None:
+def test_reported_rows_need_a_dataset_if_there_are_several(compared: Path, tmp_path: Path) -> None:
     runs = {"invented": opened(compared), "other": opened(compared)}
     (tmp_path / "reported.csv").write_text(HEAD + "a,average,accuracy,61,s\n", encoding="utf-8")
     with pytest.raises(
@@ -454,7 +456,7 @@ def test_plain_report_of_many_arms(compared: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda rows: pd.concat([rows, rows.iloc[:1]]), "name a sample twice"),
         (
@@ -464,22 +466,22 @@ def test_plain_report_of_many_arms(compared: Path) -> None:
         (lambda rows: rows.assign(id="x" + rows["id"]), "groups.csv: sample 'xs000' has no group"),
     ],
 )
-def test_predictions_that_do_not_fit(
-    out: Path, damage: Callable[[pd.DataFrame], pd.DataFrame], said: str
+def test_inconsistent_predictions_are_refused(
+    out: Path, damage: Callable[[pd.DataFrame], pd.DataFrame], message: str
 ) -> None:
     file = out / DATASET / "seed-0" / "corrkd" / "predictions.parquet"
     rows = pd.read_parquet(file)
     damage(
         rows.sort_values(["condition", "id"], key=lambda c: c.where(c != "language", ""))
     ).to_parquet(file, index=False)
-    with pytest.raises(CorrKDError, match=re.escape(said)):
+    with pytest.raises(CorrKDError, match=re.escape(message)):
         method_counts(opened(out))
 
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two datasets with names that HTML would trip over, a failed run, and the report. Not to be
-    changed.
+    """Return two datasets with names that need escaping in HTML, a failed run, and the report.
+    Tests must not change it.
     """
     out = write_fake_comparison(
         tmp_path_factory.mktemp("comparisons") / "two",
@@ -502,14 +504,14 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_page_of_two_datasets(written: Path) -> None:
     reader = read(written)
-    words = "".join(reader.words)
+    text = "".join(reader.texts)
     ids = [v for _, a, v in reader.attributes if a == "id"]
     assert len(ids) == len(set(ids))
-    assert '<b>"G"&N</b>' in words
-    assert "z.first, dmd, seed 1: no <i>memory</i>" in words
-    assert "DMD (reported: a paper)" in words
-    assert words.count("Masks: the same for all.") == 1
-    assert words.count("Epochs of a_second: 20.") == 1
+    assert '<b>"G"&N</b>' in text
+    assert "z.first, dmd, seed 1: no <i>memory</i>" in text
+    assert "DMD (reported: a paper)" in text
+    assert text.count("Masks: the same for all.") == 1
+    assert text.count("Epochs of a_second: 20.") == 1
     headings = re.findall(r"<h2>(.*?)</h2>", (written / "report.html").read_text(encoding="utf-8"))
     assert headings.index("z.first") < headings.index("a_second")  # as in plan.yaml
     assert not [
@@ -517,7 +519,7 @@ def test_page_of_two_datasets(written: Path) -> None:
     ]
 
 
-def test_files_bear_the_dataset(written: Path) -> None:
+def test_file_names_start_with_the_dataset(written: Path) -> None:
     for name in ("z.first", "a_second"):
         for table in (
             "inter-modality-weighted-f1",
@@ -543,7 +545,7 @@ def test_files_bear_the_dataset(written: Path) -> None:
     assert linked == {p.name for p in (written / "figures").glob("*.svg")}
 
 
-def test_projection_is_of_teacher_corrkd_and_no_distillation(written: Path) -> None:
+def test_projection_shows_teacher_corrkd_and_no_distillation(written: Path) -> None:
     text = (written / "report.html").read_text(encoding="utf-8")
     assert (
         "Scatter plots of teacher/complete, teacher/language, no-distillation/language, "
@@ -551,7 +553,7 @@ def test_projection_is_of_teacher_corrkd_and_no_distillation(written: Path) -> N
     )
 
 
-def test_without_predictions_the_rest_stands(out: Path) -> None:
+def test_without_predictions_only_the_test_is_absent(out: Path) -> None:
     for file in (out / DATASET).glob("seed-*/*/predictions.parquet"):
         file.unlink()
     analysis = analyse(DATASET, opened(out), DRAWS)

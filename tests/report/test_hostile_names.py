@@ -1,7 +1,7 @@
-"""Whole reports and model cards with hostile names for everything that a user or the data can name.
+"""Reports and model cards with hostile names for everything that a user or the data can name.
 
-No element, attribute, command or formula gets in: what comes out is parsed and compared with a
-report of honest names.
+No element, attribute, command or formula gets in: the output is parsed and compared with a report
+of honest names.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tests.report import fake_run
 from tests.report.fake_run import DATASET, edit_card, opened
 
 # Breaks out of attributes, elements, rows, headings, code, and of a terminal's text; without the
-# signs that no modality's name may hold.
+# characters that no modality's name may contain.
 HOSTILE = (
     "=cmd|'x'!A0\\input{{secret}}$`\"'><svg onload=alert(1)><script>evil()</script>"
     "\n# h [a](javascript:evil)\x1b[2J\u202e[red]@SUM {}"
@@ -45,7 +45,7 @@ FOLDER = '=x" onload="evil()" y="<script>\n\x1b[2J'  # what a folder can be call
 
 
 class Reader(HTMLParser):
-    """Every pair of element and attribute, and the attributes' values."""
+    """Collect the pairs of element and attribute, and the attributes' values."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -75,8 +75,8 @@ def hostile(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Path]]:
-    """For "run", or a comparison's kind of target, a folder with honest names and one with hostile
-    ones.
+    """Return, for "run" or a comparison's kind of target, a folder with honest names and one with
+    hostile ones.
     """
 
     @cache
@@ -111,7 +111,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[st
 
 @pytest.fixture(scope="module")
 def reports(folders: Callable[[str], dict[str, Path]]) -> Callable[[str], dict[str, Path]]:
-    """The same with their reports."""
+    """Return the same folders with their reports."""
 
     @cache
     def pair(kind: str) -> dict[str, Path]:
@@ -123,7 +123,7 @@ def reports(folders: Callable[[str], dict[str, Path]]) -> Callable[[str], dict[s
 
 
 def make_hostile(out: Path) -> None:
-    """Give hostile values to all else that a folder's files may name."""
+    """Give hostile values to all other names in a folder's files."""
     card = json.loads((out / FOLDER / "run.json").read_text())
     edit_card(
         out,
@@ -154,7 +154,7 @@ class TestReports:
         pages = {k: (p / "report.html").read_text("utf-8") for k, p in reports(kind).items()}
         honest, other = Reader(pages["honest"]), Reader(pages["hostile"])
         assert other.pairs <= honest.pairs
-        assert "evil()" in pages["hostile"]  # the names are there, as text
+        assert "evil()" in pages["hostile"]  # the names appear, as text
         for name, value in other.values:
             if name in ("id", "href", "xlink:href"):
                 assert re.fullmatch(r"#?[\w.+-]+", value), (name, value)
@@ -162,14 +162,14 @@ class TestReports:
         assert len(set(ids)) == len(ids)
 
     def test_figures_are_xml_with_the_same_elements(self, kind: str, reports: Any) -> None:
-        found = {
+        files = {
             name: list((path / "figures").glob("*.svg")) for name, path in reports(kind).items()
         }
-        known = set().union(*map(svg_pairs, found["honest"]))
-        figures = found["hostile"]
-        assert len(figures) == len(found["honest"]) > 1
+        allowed = set().union(*map(svg_pairs, files["honest"]))
+        figures = files["hostile"]
+        assert len(figures) == len(files["honest"]) > 1
         for path in figures:
-            assert svg_pairs(path) <= known
+            assert svg_pairs(path) <= allowed
 
     def test_markdown_renders_to_the_same_elements(self, kind: str, reports: Any) -> None:
         texts = {k: (p / "report.md").read_text("utf-8") for k, p in reports(kind).items()}
@@ -190,7 +190,7 @@ class TestReports:
                     if cell.startswith(("+", "-")):
                         float(cell)
 
-    def test_latex_tables_hold_no_command_of_a_name(self, kind: str, reports: Any) -> None:
+    def test_names_add_no_latex_command(self, kind: str, reports: Any) -> None:
         for path in (reports(kind)["hostile"] / "tables").glob("*.tex"):
             text = path.read_text("utf-8")
             assert "\\input" not in text
@@ -199,7 +199,7 @@ class TestReports:
             assert len({line.count(" & ") for line in lines if " & " in line}) == 1
             assert re.search(r"\\label\{tab:[\w.+-]+\}", text)
 
-    def test_files_lie_where_they_belong(self, kind: str, reports: Any) -> None:
+    def test_files_are_written_to_their_folders(self, kind: str, reports: Any) -> None:
         folder = reports(kind)["hostile"]
         for path in (*(folder / "tables").rglob("*"), *(folder / "figures").rglob("*")):
             assert re.fullmatch(r"[\w.+-]+", path.name), path
@@ -207,21 +207,19 @@ class TestReports:
 
 
 @pytest.mark.parametrize("kind", ["run", "classes"])
-def test_plain_tables_are_printed_without_what_a_terminal_obeys(
+def test_plain_tables_are_printed_without_control_sequences(
     kind: str, folders: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from corrkd import cli
 
     cli.print(plain_report(folders(kind)["hostile"]))
-    shown = capsys.readouterr().out
-    assert "\\x1b[2J" in shown
-    assert all(c == "\n" or c == "\xa0" or c.isprintable() for c in shown)
+    output = capsys.readouterr().out
+    assert "\\x1b[2J" in output
+    assert all(c == "\n" or c == "\xa0" or c.isprintable() for c in output)
 
 
 def card_text(names: list[str], run: RunFolder | None) -> str:
-    """The model card of a network with these names of modalities, classes and all that a card
-    records.
-    """
+    """Return the model card of a network with these names of modalities, classes and so on."""
     dataset = make_dataset({names[0]: 5, names[1]: 3})
     before = saved()
     target = replace(before.target, name=names[2], classes=tuple(names[3:6]))
@@ -262,12 +260,12 @@ def test_a_model_card_renders_to_the_same_elements_and_its_code_to_the_same_call
         re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
         for text in (honest, other)
     ]
-    assert [len(found) for found in blocks] == [1, 1]
-    kinds = [[type(node) for node in ast.walk(ast.parse(found[0]))] for found in blocks]
+    assert [len(block) for block in blocks] == [1, 1]
+    kinds = [[type(node) for node in ast.walk(ast.parse(block[0]))] for block in blocks]
     assert kinds[0] == kinds[1]
 
 
-def test_groups_and_ids_survive_the_quote_that_csv_files_get(tmp_path: Path) -> None:
+def test_groups_and_ids_survive_the_quoting_of_csv_files(tmp_path: Path) -> None:
     """A comparison joins predictions (Parquet) with groups.csv by id."""
     from corrkd.csv_files import write_csv
 

@@ -28,9 +28,7 @@ def page(reported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[w
 
 
 def right_edge(browser: webdriver.Chrome) -> float:
-    """How dark the table's last 3 pixels before its right edge are, between its first two rows'
-    texts; 0 is white.
-    """
+    """Return how dark the table is at its right edge, between two rows of text; 0 is white."""
     box: Any = browser.execute_script(
         f"{TABLE}.scrollIntoView(); const box = {TABLE}.getBoundingClientRect();return [box.right, "
         "box.bottom];"
@@ -47,7 +45,7 @@ def test_only_tables_scroll_sideways(page: webdriver.Chrome) -> None:
     assert page.execute_script("return document.documentElement.scrollWidth") <= 400
 
 
-def test_a_shadow_says_that_there_is_more_and_the_methods_stay(page: webdriver.Chrome) -> None:
+def test_a_shadow_marks_hidden_columns_and_the_methods_stay_visible(page: webdriver.Chrome) -> None:
     first = f"return {TABLE}.querySelector('tbody th').getBoundingClientRect().left"
     page.execute_script(f"{TABLE}.scrollLeft = 0")
     before, shadow = page.execute_script(first), right_edge(page)

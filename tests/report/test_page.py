@@ -24,13 +24,13 @@ VOID = {"meta", "br", "hr", "img", "input", "link"}
 
 
 class Reader(HTMLParser):
-    """Checks that tags balance; keeps attributes and text."""
+    """Check that tags balance; collect attributes and text."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.open: list[str] = []
         self.attributes: list[tuple[str, str, str]] = []
-        self.words: list[str] = []
+        self.texts: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.attributes += [(tag, name, value or "") for name, value in attrs]
@@ -45,7 +45,7 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.words.append(data)
+        self.texts.append(data)
 
 
 def read(folder: Path) -> Reader:
@@ -57,18 +57,18 @@ def read(folder: Path) -> Reader:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """What a report wrote."""
-    parts = [
+    """Return the files that a report wrote."""
+    paths = [
         folder / "report.html",
         folder / "report.md",
         *(folder / "tables").iterdir(),
         *(folder / "figures").iterdir(),
     ]
-    return {str(p.relative_to(folder)): p.read_bytes() for p in parts}
+    return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
 
 
 @pytest.mark.parametrize("name", ["reported", "nasty"])
-def test_page_stands_alone(name: str, request: pytest.FixtureRequest) -> None:
+def test_page_is_self_contained(name: str, request: pytest.FixtureRequest) -> None:
     reader = read(request.getfixturevalue(name))
     tags = {tag for tag, _, _ in reader.attributes}
     assert not tags & {"script", "link", "iframe", "img", "object"}
@@ -105,9 +105,9 @@ def test_page_is_accessible(reported: Path) -> None:
 
 
 def test_names_are_escaped_everywhere(nasty: Path) -> None:
-    words = "".join(read(nasty).words)
+    visible = "".join(read(nasty).texts)
     for name in (*NASTY, "_low", "$mid$", "=1+<i>", "NA"):
-        assert name in words
+        assert name in visible
     text = (nasty / "report.html").read_text(encoding="utf-8")
     assert "<b>" not in text.replace("<figcaption><b>", "")
     assert "<i>" not in text
@@ -123,17 +123,17 @@ def test_names_are_escaped_everywhere(nasty: Path) -> None:
     assert "$mid$" in svg
     assert "=1+&lt;i&gt;" in svg
     projection = (nasty / "figures" / "projection.svg").read_text(encoding="utf-8")
-    assert "_low" in projection  # a legend drops labels that open with an underscore, unless told
+    assert "_low" in projection  # by default a legend drops labels that start with an underscore
 
 
 def test_same_folder_same_bytes(reported: Path, tmp_path: Path) -> None:
-    before = files(reported)  # made where no report was yet
-    again = shutil.copytree(reported, tmp_path / "elsewhere")
-    write_report(again, draws=100)  # beside the old report, in another place
-    assert files(again) == before
+    before = files(reported)  # written without an older report
+    copy = shutil.copytree(reported, tmp_path / "elsewhere")
+    write_report(copy, draws=100)  # over an older report, in another folder
+    assert files(copy) == before
 
 
-def test_files_that_come_out(reported: Path) -> None:
+def test_written_files(reported: Path) -> None:
     names = set(files(reported))
     assert {
         f"figures/{f}.{e}"
@@ -146,23 +146,23 @@ def test_files_that_come_out(reported: Path) -> None:
     )
     assert len(linked) == 5
     assert set(linked) <= names
-    assert not list(reported.rglob(".*"))  # no temporary file left
+    assert not list(reported.rglob(".*"))  # no temporary file remains
 
 
 @pytest.mark.usefixtures("sketches")
 def test_one_seed(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "run", seeds=(4,), samples=30)
     write_report(folder, draws=100)
-    words = "".join(read(folder).words)
-    assert "One seed, hence no interval (—)" in words
-    assert "no significant difference (" in words
-    assert "a single seed gives no interval" in words
-    assert words.count("Warning. Too few seeds (1 seed)") == 1
+    text = "".join(read(folder).texts)
+    assert "One seed, hence no interval (—)" in text
+    assert "no significant difference (" in text
+    assert "a single seed gives no interval" in text
+    assert text.count("Warning. Too few seeds (1 seed)") == 1
     assert (folder / "report.md").read_text(encoding="utf-8").count("Too few seeds") == 1
-    assert "±" not in words.replace(
+    assert "±" not in text.replace(
         "mean ± half-width of the Student-t 95 % interval over seeds", ""
     )  # how to read it
-    assert "nan" not in words.lower().split()
+    assert "nan" not in text.lower().split()
 
 
 @pytest.mark.usefixtures("sketches")
@@ -172,11 +172,11 @@ def test_other_targets(tmp_path: Path, kind: str) -> None:
         tmp_path / "run", kind=kind, modalities=("text", "sound"), samples=30, bayes=False
     )
     write_report(folder, draws=100)
-    words = "".join(read(folder).words)
-    assert ("Mean absolute error" in words) == (kind == "score")
+    text = "".join(read(folder).texts)
+    assert ("Mean absolute error" in text) == (kind == "score")
     assert (folder / "figures" / "scores.svg").exists() == (kind == "score")
     assert (folder / "figures" / "confusion.svg").exists() == (kind == "questions")
-    assert "Bayes ceiling" not in re.sub("The Bayes ceiling, available for", "", words)
+    assert "Bayes ceiling" not in re.sub("The Bayes ceiling, available for", "", text)
 
 
 @pytest.mark.usefixtures("sketches")
@@ -190,29 +190,29 @@ def test_one_modality(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("sketches")
 @pytest.mark.parametrize(
-    ("lost", "kept"),
+    ("removed", "remaining"),
     [
         (["results.csv", "costs.csv"], "figures/training.svg"),
         (["history.csv", "predictions.parquet"], "tables/inter-modality-weighted-f1.csv"),
         (["representations.safetensors"], "figures/confusion.svg"),
     ],
 )
-def test_missing_files_leave_a_line(tmp_path: Path, lost: list[str], kept: str) -> None:
+def test_missing_files_leave_a_line(tmp_path: Path, removed: list[str], remaining: str) -> None:
     folder = write_fake_run(tmp_path / "run", samples=30, seeds=(0, 1))
-    for name in lost:
+    for name in removed:
         for file in (*folder.glob(f"{DATASET}/{name}"), *folder.glob(f"{DATASET}/seed-*/*/{name}")):
             file.unlink()
     write_report(folder, draws=100)
-    words = "".join(read(folder).words)
+    text = "".join(read(folder).texts)
     markdown = html.unescape((folder / "report.md").read_text(encoding="utf-8")).replace("\\", "")
-    for name in lost:
+    for name in removed:
         assert re.search(
-            f"(The run folder|No seed's folder) contains (no )?{re.escape(name)}.", words
+            f"(The run folder|No seed's folder) contains (no )?{re.escape(name)}.", text
         )
         assert re.search(
             f"(The run folder|No seed's folder) contains (no )?{re.escape(name)}.", markdown
         )
-    assert (folder / kept).exists()
+    assert (folder / remaining).exists()
 
 
 def test_only_run_json(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_only_run_json(tmp_path: Path) -> None:
         if path.name != "run.json":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_report(folder)
-    assert "No findings" in "".join(read(folder).words)
+    assert "No findings" in "".join(read(folder).texts)
 
 
 def test_not_a_plans_folder(tmp_path: Path) -> None:
@@ -234,14 +234,14 @@ def test_not_a_plans_folder(tmp_path: Path) -> None:
     with pytest.raises(CorrKDError, match="no dataset yet"):
         write_report(tmp_path)
     (tmp_path / "a").mkdir()
-    for content, what in (
+    for content, message in (
         ("{", "invalid JSON"),
         ("{}", "does not read"),
         ('{"format": 2}', "corrkd"),
         ("[]", "the file"),
     ):
         (tmp_path / "a" / "run.json").write_text(content)
-        with pytest.raises(CorrKDError, match=what) as caught:
+        with pytest.raises(CorrKDError, match=message) as caught:
             write_report(tmp_path)
         assert "\n" not in str(caught.value)
 
@@ -319,21 +319,21 @@ def test_damaged_representations_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gain", "said"),
+    ("gain", "message"),
     [
         ((0.02, 0.021, 0.019), "CorrKD student is better (+2.00"),
         ((-0.02, -0.021, -0.019), "No-distillation control is better (−2.00"),
         ((0.02, -0.02, 0.001), "no significant difference (+0.03"),
     ],
 )
-def test_findings_say_only_what_the_interval_shows(
-    tmp_path: Path, gain: tuple[float, ...], said: str
+def test_findings_follow_the_interval(
+    tmp_path: Path, gain: tuple[float, ...], message: str
 ) -> None:
     folder = write_fake_run(tmp_path / "run", samples=5)
     results = pd.read_csv(folder / DATASET / "results.csv")
-    at = (results.condition == "average") & (results.metric == "weighted_f1")
-    results.loc[at & (results.method == "control"), "value"] = [0.50, 0.58, 0.54]
-    results.loc[at & (results.method == "student"), "value"] = [
+    averages = (results.condition == "average") & (results.metric == "weighted_f1")
+    results.loc[averages & (results.method == "control"), "value"] = [0.50, 0.58, 0.54]
+    results.loc[averages & (results.method == "student"), "value"] = [
         0.50 + gain[0],
         0.58 + gain[1],
         0.54 + gain[2],
@@ -341,7 +341,7 @@ def test_findings_say_only_what_the_interval_shows(
     results.to_csv(folder / DATASET / "results.csv", index=False)
     first = findings(analyse(DATASET, opened(folder), 20))[0]
     assert first.startswith("Averaged over the six missing subsets, CorrKD student reaches")
-    assert said in first
+    assert message in first
     assert "paired over 3 seeds" in first
 
 
@@ -359,7 +359,7 @@ def test_head_lists_the_methods_by_kind(reported: Path) -> None:
     assert terms["Data SHA-256"] == "ab" * 32
 
 
-def test_contents_lead_to_every_section(reported: Path) -> None:
+def test_contents_link_to_every_section(reported: Path) -> None:
     text = (reported / "report.html").read_text(encoding="utf-8")
     links = re.findall(r'<a href="#([\w-]+)">(.*?)</a>', text)
     assert [title for _, title in links] == re.findall(r"<h2>(.*?)</h2>", text)
@@ -372,18 +372,18 @@ def test_contents_lead_to_every_section(reported: Path) -> None:
         assert re.search(rf'<a id="{target}"></a>\n\n## {re.escape(title)}\n', markdown)
 
 
-def test_hardware_versions_and_time_are_in_the_footer_alone(reported: Path, tmp_path: Path) -> None:
+def test_hardware_versions_and_time_are_only_in_the_footer(reported: Path, tmp_path: Path) -> None:
     """Everything else follows from data, settings and seeds."""
-    again = Path(shutil.copytree(reported, tmp_path / "again"))
-    costs = pd.read_csv(again / DATASET / "costs.csv")
+    copy = Path(shutil.copytree(reported, tmp_path / "again"))
+    costs = pd.read_csv(copy / DATASET / "costs.csv")
     costs.assign(train_seconds=1e5, peak_memory_bytes=1e11, device="ENIAC").to_csv(
-        again / DATASET / "costs.csv", index=False
+        copy / DATASET / "costs.csv", index=False
     )
-    edit_card(again, torch="9.9.9", corrkd="7.7.7", python="5.5")
-    write_report(again, draws=100)
+    edit_card(copy, torch="9.9.9", corrkd="7.7.7", python="5.5")
+    write_report(copy, draws=100)
     for name, end in (("report.html", "<footer>"), ("report.md", "\n---\n")):
         before, after = (
-            (folder / name).read_text(encoding="utf-8").split(end) for folder in (reported, again)
+            (folder / name).read_text(encoding="utf-8").split(end) for folder in (reported, copy)
         )
         assert before[0] == after[0]
         for fact in ("torch 9.9.9", "corrkd 7.7.7", "Python 5.5", "100,000", "ENIAC"):
@@ -401,7 +401,7 @@ def test_no_warning_with_three_seeds(reported: Path) -> None:
     assert warning.startswith("Too few seeds (2 seeds)")
 
 
-def test_the_list_of_files_is_of_those_in_the_folder(reported: Path) -> None:
+def test_only_files_in_the_folder_are_listed(reported: Path) -> None:
     text = (reported / "report.md").read_text(encoding="utf-8").replace("\\", "")
     assert "DATASET/seed-N/ARM/predictions.parquet" in text
     assert "coverage.csv" not in text
@@ -427,8 +427,8 @@ def test_missing_frames_are_shown_with_their_reasons(reported: Path, tmp_path: P
     )
     assert table["Modality, split"].tolist() == ["vision, train", "vision, test"]
     assert table["Frames"].tolist() == ["2400", "480"]
-    why = table["Reasons, % of all frames"].tolist()
-    assert why == ["no <b>face</b> | none 18.8, stream over 1.2, other 5.0", ""]
+    reasons = table["Reasons, % of all frames"].tolist()
+    assert reasons == ["no <b>face</b> | none 18.8, stream over 1.2, other 5.0", ""]
     html, markdown = (
         (reported / f"report.{ending}").read_text("utf-8") for ending in ("html", "md")
     )

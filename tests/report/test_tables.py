@@ -21,9 +21,7 @@ from tests.report.fake_run import DATASET, RUN_ARMS, TITLES, opened, subsets, wr
 
 
 def from_file(out: Path, method: str, condition: str, metric: str) -> list[float]:
-    """The seeds' values read with the csv module, draws averaged: an independent way to the tables'
-    numbers.
-    """
+    """Read the seeds' values, averaged over draws, independently of the tables."""
     with open(out / DATASET / "results.csv", newline="", encoding="utf-8") as file:
         rows = [
             r
@@ -58,9 +56,9 @@ def test_inter_modality_numbers(reported: Path, metric: str) -> None:
         values = [100 * v for v in from_file(reported, method, conditions[condition], metric)]
         assert len(values) == 3
         low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
-        shown = frame.loc[TITLES[method]].iloc[condition]
-        assert shown.mean == pytest.approx(np.mean(values))
-        assert (shown.mean - shown.half, shown.mean + shown.half) == pytest.approx((low, high))
+        cell = frame.loc[TITLES[method]].iloc[condition]
+        assert cell.mean == pytest.approx(np.mean(values))
+        assert (cell.mean - cell.half, cell.mean + cell.half) == pytest.approx((low, high))
     for title, method in (("Majority floor", "majority"), ("Bayes ceiling", "bayes")):
         assert frame.loc[title, "{l}"].mean == pytest.approx(
             100 * from_file(reported, method, "language", metric)[0]
@@ -70,13 +68,13 @@ def test_inter_modality_numbers(reported: Path, metric: str) -> None:
 
 def test_difference_is_paired_within_seeds(reported: Path) -> None:
     table = tables.with_difference(opened(reported), "weighted_f1")
-    shown = table.blocks["Difference, paired over seeds"].iloc[0]["Avg."]
+    cell = table.blocks["Difference, paired over seeds"].iloc[0]["Avg."]
     student, control = (
         np.array(from_file(reported, m, "average", "weighted_f1")) * 100
         for m in ("student", "control")
     )
     interval = stats.ttest_rel(student, control).confidence_interval(0.95)
-    assert (shown.mean - shown.half, shown.mean + shown.half) == pytest.approx(
+    assert (cell.mean - cell.half, cell.mean + cell.half) == pytest.approx(
         (interval.low, interval.high)
     )
 
@@ -88,13 +86,13 @@ def test_a_seed_that_only_one_method_has_is_not_paired(tmp_path: Path) -> None:
         folder / DATASET / "results.csv", index=False
     )
     run = opened(folder)
-    shown = tables.paired(
+    cell = tables.paired(
         tables.seed_values(run, "weighted_f1"), "average", tables.FRACTION, "student", "control"
     )
     student, control = (
         from_file(folder, m, "average", "weighted_f1") for m in ("student", "control")
     )
-    assert shown.mean == pytest.approx(
+    assert cell.mean == pytest.approx(
         100 * np.mean([student[0] - control[0], student[2] - control[1]])
     )
 
@@ -109,7 +107,7 @@ def test_ratio_table_averages_draws_before_seeds(reported: Path) -> None:
     )
     area = [100 * v for v in from_file(reported, "student", "ratios", "auc_weighted_f1")]
     assert frame.loc["CorrKD student", "AUC"].mean == pytest.approx(np.mean(area))
-    assert frame.loc["Bayes ceiling", "AUC"] is None  # not measured, and not passed off as a number
+    assert frame.loc["Bayes ceiling", "AUC"] is None  # not measured
 
 
 @pytest.mark.parametrize(
@@ -162,11 +160,11 @@ def test_metrics_side_by_side(tmp_path: Path) -> None:
         ("mae", "Mean absolute error", 1, 3),
     ):
         means = {m: scale * np.mean(from_file(folder, m, "complete", metric)) for m in RUN_ARMS}
-        shown = {m: frame.loc[TITLES[m], heading] for m in RUN_ARMS}
-        assert {m: c.mean for m, c in shown.items()} == pytest.approx(means)
-        assert {c.digits for c in shown.values()} == {digits}
+        cells = {m: frame.loc[TITLES[m], heading] for m in RUN_ARMS}
+        assert {m: c.mean for m, c in cells.items()} == pytest.approx(means)
+        assert {c.digits for c in cells.values()} == {digits}
         best = (min if metric == "mae" else max)(means, key=lambda m: means[m])
-        assert shown[best].mark == "best"
+        assert cells[best].mark == "best"
     empty = write_fake_run(tmp_path / "empty")
     (empty / DATASET / "results.csv").write_text("method,seed,condition,draw,metric,value\n")
     with pytest.raises(AbsentError, match="none of the target's metrics"):
@@ -191,9 +189,9 @@ def test_questions_are_the_blocks(tmp_path: Path) -> None:
 )
 @settings(deadline=None, max_examples=100)
 def test_marks(means: list[float], sign: int) -> None:
-    how = Metric("x", "x", sign=sign)
+    metric = Metric("x", "x", sign=sign)
     column = {str(i): Cell(m, 1.0) for i, m in enumerate(means)} | {"floor": Cell(1e9 * sign)}
-    out = tables.marked(column, [str(i) for i in range(len(means))], how)
+    out = tables.marked(column, [str(i) for i in range(len(means))], metric)
     assert out["floor"].mark == ""
     texts = {m: f"{c.mean:.2f}" for m, c in out.items() if m != "floor" and not math.isnan(c.mean)}
     order = sorted(set(texts.values()), key=float, reverse=sign > 0)
@@ -209,10 +207,12 @@ def test_marks(means: list[float], sign: int) -> None:
         ([50.0, 50.001, 50.004], ["", "", ""]),  # they read the same
         ([60.0, 60.001, 50.0], ["best", "best", "second"]),
         ([39.0, 38.0, 20.0], ["", "", ""]),  # below the by-length floor
-        ([40.0, 41.0, 20.0], ["", "best", ""]),  # one is on it
+        ([40.0, 41.0, 20.0], ["", "best", ""]),  # one equals it
     ],
 )
-def test_nothing_is_marked_of_equals_or_below_a_floor(means: list[float], marks: list[str]) -> None:
+def test_equal_values_and_values_below_a_floor_are_not_marked(
+    means: list[float], marks: list[str]
+) -> None:
     column = {str(i): Cell(m, 1.0) for i, m in enumerate(means)}
     floors = {"majority": Cell(30.0), "by-length": Cell(40.0)}
     out = tables.marked(column | floors, list(column), tables.FRACTION)
@@ -229,7 +229,7 @@ def test_best_of_calibration_is_the_lowest(reported: Path) -> None:
     assert max(column, key=lambda c: round(c.mean, 2)).mark == ""
 
 
-def test_undefined_is_said(tmp_path: Path) -> None:
+def test_undefined_values_are_marked(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "run", kind="score")
     results = pd.read_csv(folder / DATASET / "results.csv")
     hit = (
@@ -309,9 +309,9 @@ def test_number(value: float, digits: int, signed: bool, text: str) -> None:
 @given(st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Zl", "Zp")), max_size=12))
 @settings(deadline=None, max_examples=100)
 def test_nothing_of_a_name_is_read_as_markup(name: str) -> None:
-    written = r"\\[{}$&#_%]|\\text[a-z]+\{\}|\$(-|\\times|\\pm|\\infty)\$|[^{}$&#_%\\~^<>]"
+    escaped = r"\\[{}$&#_%]|\\text[a-z]+\{\}|\$(-|\\times|\\pm|\\infty)\$|[^{}$&#_%\\~^<>]"
     assert re.fullmatch(
-        rf"(\{{[\[*]\}})?({written})*", tables.latex_text(name)
+        rf"(\{{[\[*]\}})?({escaped})*", tables.latex_text(name)
     )  # braced where it would be an argument of the line break
     markdown = tables.markdown_text(name)
     assert "<" not in markdown
@@ -320,10 +320,10 @@ def test_nothing_of_a_name_is_read_as_markup(name: str) -> None:
 
 def test_formats_carry_the_same_numbers(reported: Path) -> None:
     table = tables.inter_modality(opened(reported), "weighted_f1")
-    shown = table.blocks[""].loc["CorrKD student", "Avg."]
-    text = f"{shown.mean:.2f}"
+    cell = table.blocks[""].loc["CorrKD student", "Avg."]
+    text = f"{cell.mean:.2f}"
     tag = {"best": ("<strong>", r"\textbf{", "**"), "second": ("<u>", r"\underline{", "<ins>")}[
-        shown.mark
+        cell.mark
     ]
     for opening, written in zip(
         tag, (tables.to_html(table), tables.to_latex(table), tables.to_markdown(table)), strict=True
@@ -331,8 +331,8 @@ def test_formats_carry_the_same_numbers(reported: Path) -> None:
         assert opening + text in written
     rows = list(csv.reader(io.StringIO(tables.to_csv(table))))
     header, row = rows[0], next(r for r in rows if r[1] == "CorrKD student")
-    assert float(row[header.index("Avg.")]) == shown.mean
-    assert float(row[header.index("Avg.") + 1]) == shown.half
+    assert float(row[header.index("Avg.")]) == cell.mean
+    assert float(row[header.index("Avg.") + 1]) == cell.half
     assert len({len(r) for r in rows}) == 1
     latex = tables.to_latex(table)
     body = latex.split(r"\toprule")[1].split(r"\bottomrule")[0]
@@ -371,7 +371,7 @@ def test_text_tables_line_up_with_wide_characters() -> None:
     assert {len(line) + line.count("感") + line.count("情") for line in lines} == {len(lines[2])}
 
 
-def test_intervals_go_below_their_means_where_columns_would_leave_the_page() -> None:
+def test_intervals_move_below_their_means_in_wide_tables() -> None:
     def html(half: float, columns: int) -> str:
         frame = pd.DataFrame(
             {str(i): [Cell(60.0, half)] for i in range(columns)}, index=["a"], dtype=object

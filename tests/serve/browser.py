@@ -1,4 +1,4 @@
-"""A real Chromium, and what a visitor sees and does in it."""
+"""A real Chromium, and a visitor's actions in it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FLAGS = (
 )
 
 
-ANSWERS = """
+PERCENTAGES = """
 return [...document.querySelectorAll(".card")].map((card) => [
   card.id.replace("card-", ""),
   [...card.querySelectorAll(":scope > .bars .number")].map((number) => number.textContent),
@@ -40,10 +40,10 @@ return [...document.querySelectorAll(".card")].map((card) => [
 
 @contextmanager
 def browsing(profile: Path, *flags: str) -> Iterator[webdriver.Chrome]:
-    """A browser that ends with the block."""
+    """Run a browser within the block."""
     program, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (program and driver):
-        # Where the set-up promises a browser its absence is a failure.
+        # Where the set-up provides a browser its absence is a failure.
         assert "CORRKD_BROWSER" not in os.environ, "chromium and chromedriver are not installed"
         pytest.skip("needs chromium and chromedriver")
     options = webdriver.ChromeOptions()
@@ -59,38 +59,38 @@ def browsing(profile: Path, *flags: str) -> Iterator[webdriver.Chrome]:
 
 
 class Page:
-    """What a visitor sees and does."""
+    """A visitor's view of a page, and actions on it."""
 
-    def __init__(self, browser: webdriver.Chrome, url: str, where: str = "") -> None:
+    def __init__(self, browser: webdriver.Chrome, url: str, path: str = "") -> None:
         self.browser = browser
         browser.get("about:blank")
-        browser.get(f"{url}/{where}")
+        browser.get(f"{url}/{path}")
 
     def find(self, selector: str) -> WebElement:
         return self.browser.find_element(By.CSS_SELECTOR, selector)
 
-    def wait(self, seen: Any) -> Any:
-        return WebDriverWait(self.browser, 30, 0.05).until(lambda _: seen())
+    def wait(self, condition: Any) -> Any:
+        return WebDriverWait(self.browser, 30, 0.05).until(lambda _: condition())
 
     def texts(self, selector: str) -> list[str]:
-        """Of all that match, at one moment."""
-        found: list[str] = self.browser.execute_script(
-            "return [...document.querySelectorAll(arguments[0])].map((one) => one.textContent)",
+        """Return the texts of all matching elements, read at once."""
+        texts: list[str] = self.browser.execute_script(
+            "return [...document.querySelectorAll(arguments[0])].map((node) => node.textContent)",
             selector,
         )
-        return found
+        return texts
 
     @property
-    def said(self) -> str:
+    def message(self) -> str:
         return self.find("#said").text
 
-    def answers(self) -> dict[str, list[str]]:
-        """Percentages on each card, at one moment."""
-        return dict(self.browser.execute_script(ANSWERS))
+    def percentages(self) -> dict[str, list[str]]:
+        """Return the percentages on each card, read at once."""
+        return dict(self.browser.execute_script(PERCENTAGES))
 
     def changed(self, act: Any) -> dict[str, list[str]]:
-        """The answers once something that was done has moved them."""
-        before = self.answers()
+        """Run `act`; return the percentages once they have changed."""
+        before = self.percentages()
         act()
-        self.wait(lambda: self.answers() != before)
-        return self.answers()
+        self.wait(lambda: self.percentages() != before)
+        return self.percentages()

@@ -1,4 +1,4 @@
-"""A small student that was told of its evaluation, and a run to serve."""
+"""A small student with evaluation results, and a run to serve."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ RATIOS = ("ratio-0.0", "ratio-0.5", "ratio-1.0")
 
 
 def with_questions(dataset: MultimodalDataset) -> MultimodalDataset:
-    def asked(split: Split) -> Split:
+    def relabelled(split: Split) -> Split:
         assert split.labels is not None
         return replace(
             split, labels=np.stack([split.labels > 0, split.labels > 1], 1).astype(np.int64)
         )
 
-    splits = {name: asked(split) for name, split in dataset.splits.items()}
+    splits = {name: relabelled(split) for name, split in dataset.splits.items()}
     return replace(dataset, splits=splits, question_names=("happy", "sad"))
 
 
@@ -45,35 +45,35 @@ def dataset_for(target: str) -> MultimodalDataset:
 
 
 def student(target: str = "classes", *, level: float | None = None, **changes: Any) -> SavedNetwork:
-    """Untrained, with a temperature and a threshold of its own for each condition."""
+    """Return an untrained student whose temperatures and thresholds differ by condition."""
     dataset = dataset_for(target)
-    chosen = make_target(target, dataset)
+    fitted = make_target(target, dataset)
     frames = {"language": 6, "audio": 6, "vision": 6}
     settings = NetworkSettings(
         **{"width": 8, "heads": 2, "feedforward": 16, "layers": 1, "classifier": (6,)} | changes
     )
     torch.manual_seed(3)
-    network = build_network(chosen, dataset.widths, frames, settings)
+    network = build_network(fitted, dataset.widths, frames, settings)
     with torch.no_grad():
         for parameter in network.parameters():  # far from indifferent
             parameter.mul_(2.0)
-    known = [
+    tested = [
         *subsets(dataset.modalities),
         *(condition(name, dataset.modalities) for name in RATIOS),
     ]
     conditions = tuple(
         EvaluatedCondition.of(
             c,
-            temperature=0.5 + 0.25 * place,
-            threshold=None if level is None else 0.3 + 0.05 * place,
-            measured={"weighted_f1": 0.5 + place / 100, "accuracy": 0.6},
+            temperature=0.5 + 0.25 * i,
+            threshold=None if level is None else 0.3 + 0.05 * i,
+            measured={"weighted_f1": 0.5 + i / 100, "accuracy": 0.6},
         )
-        for place, c in enumerate(known)
+        for i, c in enumerate(tested)
     )
     return SavedNetwork(
         network=network.eval(),
         normalisation=fit_normalisation(dataset.split("train")),
-        target=chosen,
+        target=fitted,
         frames=frames,
         missing=usual_missing(dataset.split("train")),
         about={"role": "student", "seed": 3, "data": {"name": "tiny", "sha256": "0" * 64}},
@@ -84,7 +84,7 @@ def student(target: str = "classes", *, level: float | None = None, **changes: A
 
 
 def baseline(name: str) -> SavedNetwork:
-    """A network of any kind, untrained and untested, in the student's place."""
+    """Return the student with an untrained, untested network of any kind."""
     saved, kind = student(), network_class(name)
     torch.manual_seed(0)
     network = build_network(saved.target, saved.widths, saved.frames, kind.settings_type(), kind)
@@ -92,20 +92,20 @@ def baseline(name: str) -> SavedNetwork:
 
 
 def sample_of(split: Split, row: int) -> dict[str, Any]:
-    """Raw frames of a sample, without padding."""
+    """Return a sample's raw frames, without padding."""
     return {m: np.array(x[row, : split.lengths[m][row]]) for m, x in split.frames.items()}
 
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with prediction sets. Not to be changed."""
+    """Return a run with prediction sets. Tests must not change it."""
     settings = tiny(data={"calibration": 0.3}, seeds=[0])
     return made_once(tmp_path_factory, "served", lambda folder: corrkd.run(settings, folder))
 
 
 @pytest.fixture(scope="session")
 def recordings_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on features of recordings. Not to be changed."""
+    """Return a run on features of recordings. Tests must not change it."""
     return made_once(tmp_path_factory, "recordings", _run_on_recordings)
 
 

@@ -1,4 +1,4 @@
-"""What a recording may make of the process that reads it. Each stands in the place of
+"""Ways in which a recording may break the process that reads it; each replaces
 `clip_worker.work`.
 """
 
@@ -22,7 +22,7 @@ def hang(task: Task) -> None:
 
 
 def start_another(task: Task) -> None:
-    """The process starts one of its own."""
+    """Start a child process."""
     os.setsid()
     child = os.fork()
     if child == 0:
@@ -56,7 +56,7 @@ def lie(task: Task) -> None:
 
 
 def send_objects(task: Task) -> None:
-    """What only pickle could read."""
+    """Write arrays that only pickle could read."""
     (task.body.parent / RESULT).write_text("{}")
     np.savez(task.body.parent / ARRAYS, sample_audio=np.array([{}], object))
 

@@ -1,4 +1,4 @@
-"""A service in a thread of the test's process, with a network that a test can hold up."""
+"""A service in a thread of the test's process, with a network that a test can pause."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ONE_FRAME = {"audio": [[0.0] * 3]}
 
 
 class HeldPredictor(Predictor):
-    """Computes only while it is not held; keeps how many samples it was asked for at once."""
+    """A predictor that waits while it is held, and records the sizes of its batches."""
 
     def __init__(self) -> None:
         super().__init__(student())
@@ -40,7 +40,7 @@ class HeldPredictor(Predictor):
 
 
 class Local:
-    """A service under way: its address, and its network."""
+    """A running service: its address and its network."""
 
     def __init__(
         self, limits: Limits, patience: int, student: Predictor | None = None, **options: Any
@@ -50,46 +50,44 @@ class Local:
             Exhibit({"student": student or self.predictor}), limits=limits, **options
         )
         self._server = server_of(self.service, patience=patience)
-        place = bound("127.0.0.1", 0)
-        self.port = place.getsockname()[1]
+        listener = bound("127.0.0.1", 0)
+        self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._server.run, args=([place],))
+        self._thread = threading.Thread(target=self._server.run, args=([listener],))
         self._thread.start()
         wait_until(lambda: self._server.started)
         self.predictor.sizes.clear()
 
     @property
     def connections(self) -> int:
-        """How many are open."""
+        """Return the number of open connections."""
         return len(self._server.server_state.connections)
 
     @property
-    def most_connections(self) -> int:
-        """How many may be."""
-        most: int = self._server.config.http.keywords["most"]  # type: ignore[union-attr]
-        return most
+    def max_connections(self) -> int:
+        """Return the number of connections that may be open."""
+        limit: int = self._server.config.http.keywords["most"]  # type: ignore[union-attr]
+        return limit
 
     def stop(self) -> None:
-        """Ends as after SIGTERM."""
+        """Stop as after SIGTERM."""
         self._server.should_exit = True
         self._thread.join(60)
         assert not self._thread.is_alive()
 
-    def client(self, *parts: bytes, source: str = "127.0.0.1") -> socket.socket:
-        """A client at an address that has sent these parts."""
+    def client(self, *chunks: bytes, source: str = "127.0.0.1") -> socket.socket:
+        """Return a client at this address that has sent these chunks."""
         client = socket.create_connection(
             ("127.0.0.1", self.port), timeout=30, source_address=(source, 0)
         )
-        for part in parts:
-            client.sendall(part)
+        for chunk in chunks:
+            client.sendall(chunk)
         return client
 
 
 @contextmanager
 def local(*, patience: int = 30, **options: Any) -> Iterator[Local]:
-    """A service that ends with the block. Options: of `Limits`, of `Service`, and `student`, whom
-    it serves.
-    """
+    """Run a service within the block. Options: those of `Limits` and `Service`, and `student`."""
     limits = {
         name: options.pop(name) for name in list(options) if name in Limits.__dataclass_fields__
     }
@@ -101,16 +99,16 @@ def local(*, patience: int = 30, **options: Any) -> Iterator[Local]:
         service.stop()
 
 
-def wait_until(true: Any) -> None:
-    """Returns once it is true."""
+def wait_until(condition: Any) -> None:
+    """Return once the condition holds."""
     end = time.monotonic() + 60
-    while not true():
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
 
 
 def body_of(*samples: Mapping[str, Any]) -> bytes:
-    """The JSON of a request."""
+    """Return the JSON body of a request."""
     plain = [
         {m: x.tolist() if isinstance(x, np.ndarray) else x for m, x in sample.items()}
         for sample in samples
@@ -124,7 +122,7 @@ GOOD = body_of(ONE_FRAME)
 def request(
     body: bytes, *lines: str, path: str = "/v1/predict", length: int | None = None
 ) -> bytes:
-    """The bytes of a request."""
+    """Return the bytes of a request."""
     size = len(body) if length is None else length
     head = [
         f"POST {path} HTTP/1.1",
@@ -136,12 +134,12 @@ def request(
     return "\r\n".join([*head, "", ""]).encode() + body
 
 
-def heard(client: socket.socket) -> bytes:
-    """What a client hears until the other side ends it."""
+def read_all(client: socket.socket) -> bytes:
+    """Read until the server closes the connection."""
     out = b""
     try:
-        while part := client.recv(65536):
-            out += part
+        while chunk := client.recv(65536):
+            out += chunk
     except ConnectionError:
         pass
     finally:

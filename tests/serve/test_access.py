@@ -6,15 +6,15 @@ import pytest
 
 from corrkd.serve.access import Access, Refused
 
-OWN = "predict.example.org"
+HOST = "predict.example.org"
 
 
 def status(access: Access, path: str = "/v1/predict", **headers: str) -> int:
-    given = {
+    encoded = {
         name.replace("_", "-").encode(): value.encode("latin-1") for name, value in headers.items()
     }
     try:
-        access.check(path, given)
+        access.check(path, encoded)
     except Refused as refused:
         return refused.status if refused.detail.isprintable() else 0
     return 200
@@ -29,12 +29,12 @@ def status(access: Access, path: str = "/v1/predict", **headers: str) -> int:
         ("127.0.0.1:8000", 200),
         ("10.1.2.3", 200),  # a health check of a container; an address cannot be rebound
         ("[::1]:8000", 200),
-        (f"{OWN}:443", 200),
-        (OWN.upper(), 200),
+        (f"{HOST}:443", 200),
+        (HOST.upper(), 200),
         ("", 200),  # HTTP/1.0
         ("evil.example", 421),
-        (f"{OWN}.evil.example", 421),
-        (f"x{OWN}", 421),
+        (f"{HOST}.evil.example", 421),
+        (f"x{HOST}", 421),
         ("localhost.evil.example:8000", 421),
         ("127.0.0.1.evil.example", 421),
         ("2130706433", 421),
@@ -44,7 +44,7 @@ def status(access: Access, path: str = "/v1/predict", **headers: str) -> int:
     ],
 )
 def test_hosts(host: str, expected: int) -> None:
-    access = Access(hosts=["127.0.0.1", OWN])
+    access = Access(hosts=["127.0.0.1", HOST])
     assert status(access, host=host) == expected
     assert status(access, "/", host=host) == expected
     assert status(access, "/healthz", host=host) == 200

@@ -23,29 +23,27 @@ def doubled(numbers: Sequence[int]) -> list[int]:
     st.sampled_from([0.0, 0.002]),
 )
 @settings(deadline=None, max_examples=40)
-def test_each_caller_gets_its_own(asked: list[list[int]], most: int, wait: float) -> None:
-    """In order, whoever else asks; a caller whose questions cannot be answered is told so, and no
-    one else.
-    """
+def test_each_caller_gets_its_own_result(requests: list[list[int]], most: int, wait: float) -> None:
+    """Results keep their order, and a failing request fails no other."""
     sizes: list[int] = []
 
     async def all_at_once() -> list[Sequence[int] | BaseException]:
         batcher = Batcher(doubled, wait=wait, most=most, on_batch=sizes.append)
-        found = await asyncio.gather(
-            *(batcher.ask(numbers) for numbers in asked), return_exceptions=True
+        results = await asyncio.gather(
+            *(batcher.ask(numbers) for numbers in requests), return_exceptions=True
         )
         await batcher.close()
-        return found
+        return results
 
-    for numbers, found in zip(asked, asyncio.run(all_at_once()), strict=True):
+    for numbers, result in zip(requests, asyncio.run(all_at_once()), strict=True):
         if any(number < 0 for number in numbers):
-            assert isinstance(found, ValueError)
+            assert isinstance(result, ValueError)
         else:
-            assert list(found) == [2 * number for number in numbers]  # type: ignore[arg-type]
+            assert list(result) == [2 * number for number in numbers]  # type: ignore[arg-type]
     assert all(size <= most for size in sizes)
 
 
-def test_what_arrives_together_goes_together_and_a_full_batch_does_not_wait() -> None:
+def test_concurrent_requests_are_batched_and_full_batches_do_not_wait() -> None:
     sizes: list[int] = []
 
     async def ask() -> None:
@@ -60,7 +58,7 @@ def test_what_arrives_together_goes_together_and_a_full_batch_does_not_wait() ->
     assert sizes == [4, 4]
 
 
-def test_others_gather_while_a_batch_is_answered() -> None:
+def test_requests_queue_while_a_batch_is_computed() -> None:
     sizes: list[int] = []
     go = threading.Event()
 
@@ -84,7 +82,7 @@ def test_others_gather_while_a_batch_is_answered() -> None:
     assert sizes == [1, 5]
 
 
-def test_closing_answers_what_was_asked() -> None:
+def test_closing_answers_pending_requests() -> None:
     async def ask() -> list[Sequence[int]]:
         batcher = Batcher(doubled, wait=0.01)
         tasks = [asyncio.create_task(batcher.ask([number])) for number in range(20)]
@@ -96,7 +94,7 @@ def test_closing_answers_what_was_asked() -> None:
     assert asyncio.run(ask()) == [[2 * number] for number in range(20)]
 
 
-def test_closing_waits_no_longer_than_it_may() -> None:
+def test_closing_waits_no_longer_than_its_patience() -> None:
     go = threading.Event()
 
     def stuck(numbers: Sequence[int]) -> list[int]:
@@ -117,7 +115,7 @@ def test_closing_waits_no_longer_than_it_may() -> None:
     assert not asyncio.run(ask())
 
 
-def test_a_caller_that_went_away_harms_no_one() -> None:
+def test_a_cancelled_caller_does_not_affect_others() -> None:
     async def ask() -> None:
         batcher = Batcher(doubled, wait=0.02)
         leaving, staying = (
@@ -135,7 +133,7 @@ def test_a_caller_that_went_away_harms_no_one() -> None:
 
 
 class Batches:
-    """Answers batches that it keeps, one at a time, each when it is let through."""
+    """Record batches, and compute each when it is let through."""
 
     def __init__(self) -> None:
         self.seen: list[list[int]] = []
@@ -147,7 +145,7 @@ class Batches:
         return doubled(numbers)
 
     async def begun(self, count: int) -> None:
-        """Waits until so many batches have begun."""
+        """Wait until this many batches have begun."""
         async with asyncio.timeout(30):
             while len(self.seen) < count:
                 await asyncio.sleep(0.001)
@@ -156,8 +154,8 @@ class Batches:
         self._go.release(count)
 
 
-def test_a_small_question_passes_large_ones() -> None:
-    """After what is being answered, whatever waits; and the others still get all their answers."""
+def test_a_small_request_overtakes_large_ones() -> None:
+    """It runs after the current batch, and the others still get all their results."""
 
     async def ask() -> list[list[int]]:
         batches = Batches()
@@ -172,9 +170,9 @@ def test_a_small_question_passes_large_ones() -> None:
         await batcher.close()
         return batches.seen
 
-    seen = asyncio.run(ask())
-    assert sorted(seen) == [[1]] + [[100]] * 15
-    assert seen.index([1]) <= 3  # after one of each that was there before
+    order = asyncio.run(ask())
+    assert sorted(order) == [[1]] + [[100]] * 15
+    assert order.index([1]) <= 3  # after one batch of each earlier request
 
 
 @given(
@@ -182,25 +180,27 @@ def test_a_small_question_passes_large_ones() -> None:
     st.integers(1, 8),
 )
 @settings(deadline=None, max_examples=40)
-def test_batches_cost_no_more_than_a_slice_or_are_single(asked: list[list[int]], most: int) -> None:
+def test_batches_cost_no_more_than_a_slice_or_are_single(
+    requests: list[list[int]], most: int
+) -> None:
     batches = Batches()
     batches.let_through(1000)
 
     async def ask() -> list[Sequence[int]]:
         batcher = Batcher(batches, wait=0.0, most=most, cost=float, slice_cost=20)
-        answers = await asyncio.gather(*map(batcher.ask, asked))
+        results = await asyncio.gather(*map(batcher.ask, requests))
         await batcher.close()
-        return answers
+        return results
 
-    assert [list(answers) for answers in asyncio.run(ask())] == [
-        [2 * n for n in numbers] for numbers in asked
+    assert [list(results) for results in asyncio.run(ask())] == [
+        [2 * n for n in numbers] for numbers in requests
     ]
     assert all(
         len(batch) <= most and (sum(batch) <= 20 or len(batch) == 1) for batch in batches.seen
     )
 
 
-def test_what_has_not_begun_is_not_done_for_a_caller_that_went_away() -> None:
+def test_pending_work_of_a_cancelled_caller_is_dropped() -> None:
     async def ask() -> list[list[int]]:
         batches = Batches()
         batcher = Batcher(batches, wait=0.0, most=1)
@@ -216,7 +216,7 @@ def test_what_has_not_begun_is_not_done_for_a_caller_that_went_away() -> None:
     assert asyncio.run(ask()) == [[1], [4]]
 
 
-def test_the_queue_is_bounded_and_is_freed_by_answers_and_by_leaving() -> None:
+def test_the_queue_is_bounded_and_freed_by_results_and_cancellations() -> None:
     async def ask() -> None:
         batches = Batches()
         batcher = Batcher(batches, wait=0.0, most=1, cost=float, queue_cost=10)
@@ -235,7 +235,7 @@ def test_the_queue_is_bounded_and_is_freed_by_answers_and_by_leaving() -> None:
     asyncio.run(ask())
 
 
-def test_stopping_tells_all_who_wait_and_who_come() -> None:
+def test_stopping_fails_waiting_and_new_requests() -> None:
     async def ask() -> list[list[int]]:
         batches = Batches()
         batcher = Batcher(batches, wait=0.0, most=1)

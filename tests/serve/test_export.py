@@ -51,7 +51,7 @@ OTHERS = {
     "coloredlogs",
     "humanfriendly",
 }
-# Targets and every option that changes the graph, in as few exports as go.
+# Targets and every option that changes the graph, in as few exports as possible.
 STUDENTS: dict[str, dict[str, Any]] = {
     "plain": {"target": "classes", "level": 0.9},
     "other": {
@@ -126,30 +126,32 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def quick(plain: Exported, monkeypatch: pytest.MonkeyPatch) -> Exported:
-    """The exporter answers at once, with the plain student's file."""
+    """Make the exporter return the plain student's file at once."""
     model = (plain.folder / "model.onnx").read_bytes()
     monkeypatch.setattr(export_module, "_exported", lambda saved, longest: (model, 18))
     return plain
 
 
-def same(found: Any, expected: Any) -> bool:
-    """Equal, numbers nearly."""
+def same(actual: Any, expected: Any) -> bool:
+    """Compare recursively, numbers approximately."""
     if isinstance(expected, Mapping):
-        return set(found) == set(expected) and all(
-            same(found[key], value) for key, value in expected.items()
+        return set(actual) == set(expected) and all(
+            same(actual[key], value) for key, value in expected.items()
         )
     if isinstance(expected, list | tuple):
-        return len(found) == len(expected) and all(map(same, found, expected))
+        return len(actual) == len(expected) and all(map(same, actual, expected))
     if isinstance(expected, float):
-        return found == pytest.approx(expected, abs=2e-5)
-    return bool(found == expected)
+        return actual == pytest.approx(expected, abs=2e-5)
+    return bool(actual == expected)
 
 
-def answers_alike(exported: Exported, samples: list[dict[str, Any]], batch_size: int = 256) -> bool:
-    found = exported.student.predict(samples, batch_size=batch_size)
+def predictions_match(
+    exported: Exported, samples: list[dict[str, Any]], batch_size: int = 256
+) -> bool:
+    actual = exported.student.predict(samples, batch_size=batch_size)
     expected = exported.predictor.predict(samples, batch_size=batch_size)
-    return len(found) == len(samples) and same(
-        [p.to_json() for p in found], [p.to_json() for p in expected]
+    return len(actual) == len(samples) and same(
+        [p.to_json() for p in actual], [p.to_json() for p in expected]
     )
 
 
@@ -168,23 +170,23 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 # --------------------------------------------------------------------------------------------------
-# the same answers
+# the same predictions
 
 
-def test_answers_as_the_predictor(exported: Exported) -> None:
-    """Every sample of the split, each with other things missing; side by side and one by one."""
+def test_matches_the_predictor(exported: Exported) -> None:
+    """For every sample, each with other modalities and frames missing, in batches and alone."""
     split, rng = exported.dataset.split("test"), np.random.default_rng(0)
     samples = []
     for row in range(len(split)):
         sample = sample_of(split, row)
-        shown = {m: x for place, (m, x) in enumerate(sample.items()) if (row % 7 + 1) >> place & 1}
+        visible = {m: x for i, (m, x) in enumerate(sample.items()) if (row % 7 + 1) >> i & 1}
         if row % 2:
-            shown |= {f"{m}_present": rng.random(len(x)) < 0.6 for m, x in shown.items()}
-        samples.append(shown)
-    assert answers_alike(exported, samples)
-    assert answers_alike(exported, samples, batch_size=5)
-    one = exported.student.predict(samples[0])
-    assert same(one.to_json(), exported.predictor.predict(samples[0]).to_json())
+            visible |= {f"{m}_present": rng.random(len(x)) < 0.6 for m, x in visible.items()}
+        samples.append(visible)
+    assert predictions_match(exported, samples)
+    assert predictions_match(exported, samples, batch_size=5)
+    single = exported.student.predict(samples[0])
+    assert same(single.to_json(), exported.predictor.predict(samples[0]).to_json())
     kinds = {type(p.label) for p in exported.student.predict(samples)}
     assert kinds == {dict if exported.name == "other" else str}
 
@@ -194,8 +196,8 @@ def test_answers_as_the_predictor(exported: Exported) -> None:
 def test_any_lengths_any_subset_any_number(plain: Exported, data: st.DataObject) -> None:
     samples = []
     for _ in range(data.draw(st.integers(1, 4))):
-        chosen = data.draw(st.sets(st.sampled_from(sorted(WIDTHS)), min_size=1))
-        lengths = {m: data.draw(st.integers(1, 40)) for m in sorted(chosen)}
+        modalities = data.draw(st.sets(st.sampled_from(sorted(WIDTHS)), min_size=1))
+        lengths = {m: data.draw(st.integers(1, 40)) for m in sorted(modalities)}
         sample = random_sample(len(samples), lengths, data.draw(st.sampled_from([0.0, 1.0, 1e4])))
         for m, count in lengths.items():
             if data.draw(st.booleans()):
@@ -203,17 +205,17 @@ def test_any_lengths_any_subset_any_number(plain: Exported, data: st.DataObject)
                     st.lists(st.booleans(), min_size=count, max_size=count)
                 )
         samples.append(sample)
-    assert answers_alike(plain, samples)
+    assert predictions_match(plain, samples)
 
 
 def test_one_sample_of_one_frame(exported: Exported) -> None:
     for m, width in WIDTHS.items():
-        assert answers_alike(exported, [{m: np.linspace(-2, 2, width)}])
-        assert answers_alike(exported, [{m: [None]}])
-    assert answers_alike(exported, [random_sample(0, dict.fromkeys(WIDTHS, 1))])
+        assert predictions_match(exported, [{m: np.linspace(-2, 2, width)}])
+        assert predictions_match(exported, [{m: [None]}])
+    assert predictions_match(exported, [random_sample(0, dict.fromkeys(WIDTHS, 1))])
 
 
-def test_as_long_as_the_card_says_and_no_longer(exported: Exported) -> None:
+def test_samples_may_be_as_long_as_the_card_says(exported: Exported) -> None:
     expected = {"plain": 40, "other": 1024, "learned": 6}[exported.name]
     assert (
         exported.report.longest
@@ -221,7 +223,7 @@ def test_as_long_as_the_card_says_and_no_longer(exported: Exported) -> None:
         == exported.student.card["longest"]
     )
     long = random_sample(1, dict.fromkeys(WIDTHS, expected))
-    assert answers_alike(exported, [long])
+    assert predictions_match(exported, [long])
     for frames, others in ((expected + 1, []), (10 * expected, [long, long])):
         where = "sample 2" if others else "sample"
         with pytest.raises(InputError) as caught:
@@ -232,7 +234,7 @@ def test_as_long_as_the_card_says_and_no_longer(exported: Exported) -> None:
         )
 
 
-def test_a_missing_modality_is_no_longer_than_it_may_be() -> None:
+def test_a_missing_modality_respects_the_maximum_length() -> None:
     card = {"modalities": {m: {"width": w, "frames": 6} for m, w in WIDTHS.items()}}
     read = standalone.read_sample({"audio": np.zeros((6, 3))}, card)
     for longest, expected in (({}, 6), ({"vision": 4, "audio": 6}, 4)):
@@ -242,9 +244,9 @@ def test_a_missing_modality_is_no_longer_than_it_may_be() -> None:
 
 
 @pytest.mark.slow
-def test_one_vector_each_of_modalities_with_any_name_and_in_silence(tmp_path: Path) -> None:
-    """Learned positions of one frame leave the graph no length. In a process of its own, for pytest
-    would catch what is said.
+def test_single_vectors_of_modalities_with_any_name_are_exported_silently(tmp_path: Path) -> None:
+    """Learned positions of one frame leave the graph no length. A separate process, since pytest
+    would catch the output.
     """
     dataset = make_dataset({"face.v2/x": 4, "声 δ": 3}, frames=1)
     target = make_target("classes", dataset)
@@ -270,26 +272,24 @@ export(predictor, {str(tmp_path / "model")!r}, dataset=dataset)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     samples = [sample_of(dataset.split("test"), row) for row in range(4)]
     samples += [{"声 δ": samples[0]["声 δ"][0]}]
-    found, expected = (
+    actual, expected = (
         ExportedStudent(tmp_path / "model").predict(samples),
         Predictor(saved).predict(samples),
     )
-    assert same([p.to_json() for p in found], [p.to_json() for p in expected])
+    assert same([p.to_json() for p in actual], [p.to_json() for p in expected])
 
 
-def test_the_graph_gives_the_network_what_the_predictor_gives_it(plain: Exported) -> None:
-    """To the bit, where something exists and in the padding, beyond the bound and within, and where
-    a modality is missing.
-    """
+def test_the_graphs_inputs_match_the_predictors(plain: Exported) -> None:
+    """Exactly, also in the padding, beyond the bound and where a modality is missing."""
 
-    class Looks(torch.nn.Module):
+    class Recorder(torch.nn.Module):
         modalities = tuple(WIDTHS)
 
         def forward(self, inputs: Inputs) -> Output:
             self.inputs = inputs
             return Output(*[torch.zeros(1)] * 2)
 
-    looks, saved = Looks(), plain.predictor.saved
+    recorder, saved = Recorder(), plain.predictor.saved
     rng = np.random.default_rng(0)
     arrays = {}
     for m, width in WIDTHS.items():
@@ -300,35 +300,35 @@ def test_the_graph_gives_the_network_what_the_predictor_gives_it(plain: Exported
         visible[3] = False  # as long as `collate` makes it
         arrays[m] = Arrays(raw, exists, visible)
     flat = [torch.from_numpy(x) for a in arrays.values() for x in (a.frames, a.exists, a.visible)]
-    export_module._Graph(looks, saved.normalisation)(*flat)  # type: ignore[arg-type]
-    for found, expected in zip(looks.inputs, plain.predictor.inputs(arrays), strict=True):
-        assert all(torch.equal(found[m], expected[m]) for m in WIDTHS)
-    assert looks.inputs.shown(tuple(WIDTHS)).tolist() == [[True] * 3] * 3 + [[False] * 3]
-    assert looks.inputs.frames["audio"].abs().max() == saved.normalisation.clip
+    export_module._Graph(recorder, saved.normalisation)(*flat)  # type: ignore[arg-type]
+    for actual, expected in zip(recorder.inputs, plain.predictor.inputs(arrays), strict=True):
+        assert all(torch.equal(actual[m], expected[m]) for m in WIDTHS)
+    assert recorder.inputs.shown(tuple(WIDTHS)).tolist() == [[True] * 3] * 3 + [[False] * 3]
+    assert recorder.inputs.frames["audio"].abs().max() == saved.normalisation.clip
 
 
 # --------------------------------------------------------------------------------------------------
 # the three files
 
 
-def test_the_file_stands_alone(exported: Exported) -> None:
+def test_the_file_is_self_contained(exported: Exported) -> None:
     assert {p.name for p in exported.folder.iterdir()} == FILES
     data = (exported.folder / "model.onnx").read_bytes()
-    model = onnx.load_from_string(data)  # weights elsewhere could not be found
+    model = onnx.load_from_string(data)  # weights in another file could not be found
     onnx.checker.check_model(model)
     shapes = {
         i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim]
         for i in model.graph.input
     }
-    for place, width in enumerate(WIDTHS.values()):
-        batch, length, *rest = shapes[f"frames_{place}"]
+    for index, width in enumerate(WIDTHS.values()):
+        batch, length, *rest = shapes[f"frames_{index}"]
         assert (rest, isinstance(batch, str), isinstance(length, str)) == ([width], True, True)
-        assert shapes[f"exists_{place}"] == shapes[f"visible_{place}"] == [batch, length]
-    assert len({shapes[f"frames_{place}"][1] for place in range(3)}) == 3
+        assert shapes[f"exists_{index}"] == shapes[f"visible_{index}"] == [batch, length]
+    assert len({shapes[f"frames_{index}"][1] for index in range(3)}) == 3
     assert [o.name for o in model.graph.output] == ["logits"]
     assert len(shapes) == 9
-    for told in (Path(export_module.__file__).parent, torch.__path__[0]):
-        assert str(told).encode() not in data
+    for path in (Path(export_module.__file__).parent, torch.__path__[0]):
+        assert str(path).encode() not in data
     assert b"stack_trace" not in data
     assert (exported.folder / "predict.py").read_bytes() == Path(standalone.__file__).read_bytes()
 
@@ -336,8 +336,8 @@ def test_the_file_stands_alone(exported: Exported) -> None:
 def test_the_card(exported: Exported) -> None:
     card = json.loads((exported.folder / "card.json").read_text("utf-8"))
     facts = card["exported"]
-    own = {k: v for k, v in exported.predictor.card.items() if k != "longest"}
-    assert {k: v for k, v in card.items() if k not in ("longest", "exported")} == own
+    predictor_card = {k: v for k, v in exported.predictor.card.items() if k != "longest"}
+    assert {k: v for k, v in card.items() if k not in ("longest", "exported")} == predictor_card
     assert facts["opset"] == exported.report.opset == 18
     assert facts["samples"] == exported.report.samples == len(exported.dataset.split("test"))
     assert facts["differences"] == exported.report.differences
@@ -353,7 +353,7 @@ def test_the_card(exported: Exported) -> None:
     assert set(exported.report.differences) == named
 
 
-def test_a_card_is_json_whatever_was_measured(quick: Exported, tmp_path: Path) -> None:
+def test_a_card_is_valid_json_whatever_was_measured(quick: Exported, tmp_path: Path) -> None:
     saved = replace(
         quick.predictor.saved,
         about={"valid": {"corr": float("nan")}, "losses": [1.0, float("inf")]},
@@ -367,12 +367,12 @@ def test_a_card_is_json_whatever_was_measured(quick: Exported, tmp_path: Path) -
     assert card["about"] == {"valid": {"corr": None}, "losses": [1.0, None]}
 
 
-def test_the_predictor_stays_as_it_is(
+def test_exporting_leaves_the_predictor_unchanged(
     plain: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In training mode, if it was; the network whose positions are made longer is another."""
+    """It stays in training mode, and longer positions are made in a copy."""
 
-    def fails(*given: Any, **options: Any) -> NoReturn:
+    def fails(*args: Any, **options: Any) -> NoReturn:
         raise KeyError
 
     monkeypatch.setattr(torch.onnx, "export", fails)  # after the graph was made
@@ -398,10 +398,10 @@ def test_in_training_mode_it_is_exported_without_dropout(quick: Exported, tmp_pa
     )
 
 
-def test_samples_that_the_data_leaves_incomplete(quick: Exported, tmp_path: Path) -> None:
+def test_naturally_incomplete_samples_are_compared(quick: Exported, tmp_path: Path) -> None:
     dataset = make_dataset()
     split = dataset.split("test")
-    present = {m: np.array(there) for m, there in split.present.items()}
+    present = {m: np.array(mask) for m, mask in split.present.items()}
     present["audio"][[3, 30]] = False
     dataset = replace(dataset, splits={**dataset.splits, "test": replace(split, present=present)})
     report = export(quick.predictor, tmp_path / "model", dataset=dataset, max_frames=40, samples=4)
@@ -409,7 +409,7 @@ def test_samples_that_the_data_leaves_incomplete(quick: Exported, tmp_path: Path
     assert report.samples == 4 + 2 - len({3, 30} & {0, 12, 23, 35})
 
 
-def test_targets_are_not_looked_at(quick: Exported, tmp_path: Path) -> None:
+def test_targets_are_not_needed(quick: Exported, tmp_path: Path) -> None:
     split = replace(quick.dataset.split("test"), labels=None, scores=None)
     report = export(
         quick.predictor,
@@ -422,7 +422,7 @@ def test_targets_are_not_looked_at(quick: Exported, tmp_path: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# loud failure
+# differences are refused
 
 WRONG: dict[str, tuple[Callable[[Mapping[str, Arrays]], bool], str]] = {
     "only audio": (
@@ -430,7 +430,7 @@ WRONG: dict[str, tuple[Callable[[Mapping[str, Arrays]], bool], str]] = {
         "'audio'",
     ),
     "some frames": (
-        lambda a: all(0 < part.visible.sum() < part.exists.sum() for part in a.values()),
+        lambda a: all(0 < x.visible.sum() < x.exists.sum() for x in a.values()),
         "'(ratio|burst)-0",
     ),
     "one sample": (
@@ -446,18 +446,19 @@ WRONG: dict[str, tuple[Callable[[Mapping[str, Arrays]], bool], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_another_answer_is_loud_and_leaves_nothing(
+def test_a_different_output_is_refused_and_nothing_is_written(
     case: str, quick: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    concerned, words = WRONG[case]
-    right = ExportedStudent.run
+    affected, condition = WRONG[case]
+    original = ExportedStudent.run
 
     def wrong(self: ExportedStudent, arrays: Mapping[str, Arrays]) -> Any:
-        return right(self, arrays) + (0.5 if concerned(arrays) else 0.0)
+        return original(self, arrays) + (0.5 if affected(arrays) else 0.0)
 
     monkeypatch.setattr(ExportedStudent, "run", wrong)
     with pytest.raises(
-        CorrKDError, match=f"nothing written: under condition {words}.* differ from PyTorch's by 0."
+        CorrKDError,
+        match=f"nothing written: under condition {condition}.* differ from PyTorch's by 0.",
     ) as c:
         export(quick.predictor, tmp_path / "model", dataset=quick.dataset, max_frames=40)
     assert "\n" not in str(c.value)
@@ -475,15 +476,15 @@ def test_another_answer_is_loud_and_leaves_nothing(
         (lambda x: x[..., None], True),
     ],
 )
-def test_how_much_may_differ(
+def test_tolerance_of_differences(
     change: Callable[[Any], Any],
     fails: bool,
     quick: Exported,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    right = ExportedStudent.run
-    monkeypatch.setattr(ExportedStudent, "run", lambda self, arrays: change(right(self, arrays)))
+    original = ExportedStudent.run
+    monkeypatch.setattr(ExportedStudent, "run", lambda self, arrays: change(original(self, arrays)))
     options: dict[str, Any] = {"dataset": quick.dataset, "max_frames": 40, "samples": 8}
     if fails:
         with pytest.raises(CorrKDError, match="logits differ from PyTorch's"):
@@ -506,28 +507,28 @@ def test_a_network_that_cannot_be_exported(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_every_network_is_exported_right_or_not_at_all(name: str, tmp_path: Path) -> None:
-    found: ExportReport | str
+def test_every_network_is_exported_correctly_or_not_at_all(name: str, tmp_path: Path) -> None:
+    result: ExportReport | str
     try:
-        found = export(Predictor(baseline(name)), tmp_path / "model", dataset=make_dataset())
+        result = export(Predictor(baseline(name)), tmp_path / "model", dataset=make_dataset())
     except CorrKDError as error:
-        found = str(error)
+        result = str(error)
     if name in ("corrkd", "dmd", "hrlf", "transm", "smil", "mlp", "perceiver"):
-        assert isinstance(found, ExportReport)
-    if isinstance(found, ExportReport):
-        assert found.largest <= 1e-4
+        assert isinstance(result, ExportReport)
+    if isinstance(result, ExportReport):
+        assert result.largest <= 1e-4
         assert {p.name for p in (tmp_path / "model").iterdir()} == FILES
         return
-    assert re.match(r"network '[\w-]+' (cannot be exported: \S|reads a sample in )", found)
-    assert "\n" not in found
-    assert str(tmp_path) not in found
+    assert re.match(r"network '[\w-]+' (cannot be exported: \S|reads a sample in )", result)
+    assert "\n" not in result
+    assert str(tmp_path) not in result
     assert not any(tmp_path.iterdir())
 
 
-def test_what_is_refused_before_any_work(
+def test_bad_arguments_are_refused_before_any_work(
     plain: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def worked(*given: Any) -> NoReturn:
+    def worked(*args: Any) -> NoReturn:
         raise AssertionError
 
     monkeypatch.setattr(export_module, "_exported", worked)
@@ -539,7 +540,7 @@ def test_what_is_refused_before_any_work(
     (before / "model.onnx").write_text("mine")
     unlike = make_dataset({"language": 5, "audio": 3, "vision": 9})
     longer = make_dataset(frames=50)
-    for folder, options, words in (
+    for folder, options, message in (
         (full, {}, "full: is not empty and has no exported model; choose another folder"),
         (
             full,
@@ -572,7 +573,7 @@ def test_what_is_refused_before_any_work(
             r"dataset tiny, test has \d\d frames of language",
         ),
     ):
-        with pytest.raises(CorrKDError, match=words) as caught:
+        with pytest.raises(CorrKDError, match=message) as caught:
             export(plain.predictor, folder, **{"dataset": plain.dataset, **options})
         assert "\n" not in str(caught.value)
     assert contents(tmp_path) == {
@@ -580,7 +581,7 @@ def test_what_is_refused_before_any_work(
         "file": b"mine",
         "before/model.onnx": b"mine",
     }
-    (tmp_path / "killed" / ".writing-x").mkdir(parents=True)  # what an export left that was killed
+    (tmp_path / "killed" / ".writing-x").mkdir(parents=True)  # left by a killed export
     check_folder(tmp_path / "killed", overwrite=False)
 
 
@@ -629,10 +630,10 @@ def test_overwriting_replaces_the_three_files_or_nothing(
     assert contents(tmp_path) == before
     with monkeypatch.context() as patch:
 
-        def full(path: Path, data: bytes) -> NoReturn:
+        def no_space(path: Path, data: bytes) -> NoReturn:
             raise CorrKDError(f"{path}: cannot be written: No space left on device")
 
-        patch.setattr(export_module, "write_bytes", full)
+        patch.setattr(export_module, "write_bytes", no_space)
         with pytest.raises(CorrKDError, match="No space left"):
             export(quick.predictor, tmp_path, **options)
     assert contents(tmp_path) == before
@@ -640,15 +641,15 @@ def test_overwriting_replaces_the_three_files_or_nothing(
     after = contents(tmp_path)
     assert set(after) == set(before)
     assert after["notes.txt"] == b"mine"
-    assert answers_alike(
+    assert predictions_match(
         replace(quick, student=ExportedStudent(tmp_path)), [random_sample(0, {"audio": 3})]
     )
 
 
-def test_half_of_another_export_is_noticed(
+def test_a_mix_of_two_exports_is_detected(
     plain: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when the power goes between the moves."""
+    """As after a power failure between the moves."""
     for name, data in contents(plain.folder).items():
         (tmp_path / name).write_bytes(data)
     moves: list[str] = []
@@ -680,7 +681,7 @@ def test_half_of_another_export_is_noticed(
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "words"),
+    ("name", "data", "message"),
     [
         ("card.json", None, "not an exported model"),
         ("card.json", b"{", "not an exported model"),
@@ -691,14 +692,14 @@ def test_half_of_another_export_is_noticed(
     ],
 )
 def test_no_exported_model(
-    name: str, data: bytes | None, words: str, plain: Exported, tmp_path: Path
+    name: str, data: bytes | None, message: str, plain: Exported, tmp_path: Path
 ) -> None:
     for other, old in contents(plain.folder).items():
         (tmp_path / other).write_bytes(old)
     (tmp_path / name).unlink()
     if data is not None:
         (tmp_path / name).write_bytes(data)
-    with pytest.raises(InputError, match=words) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         ExportedStudent(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -721,7 +722,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def written_samples(folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
-    """Samples, and the same in files: two as JSON, one as npz."""
+    """Return samples, and files with them: two as JSON, one as npz."""
     samples = [random_sample(n, {"language": 3, "audio": 6 - n, "vision": 5}) for n in range(3)]
     samples[0] |= {
         "vision": None,
@@ -738,18 +739,18 @@ def written_samples(folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
     return samples, files
 
 
-def test_without_pytorch_and_without_us(exported: Exported, tmp_path: Path) -> None:
+def test_without_pytorch_and_corrkd(exported: Exported, tmp_path: Path) -> None:
     samples, files = written_samples(tmp_path)
 
-    def start(*words: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-I", "-c", WITHOUT, *map(str, words)]
+    def start(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-I", "-c", WITHOUT, *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
 
     done = start(exported.folder / "predict.py", *files)
     assert (done.returncode, done.stderr) == (0, "")
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    actual = [json.loads(line) for line in done.stdout.splitlines()]
     expected = json.loads(json.dumps([p.to_json() for p in exported.predictor.predict(samples)]))
-    assert same(found, expected)
+    assert same(actual, expected)
     (tmp_path / "bad.json").write_text('{"audio": [[1, 2]]}')
     done = start(exported.folder / "predict.py", tmp_path / "bad.json")
     assert (done.returncode, done.stdout) == (2, "")
@@ -760,11 +761,15 @@ def test_without_pytorch_and_without_us(exported: Exported, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_in_an_environment_of_its_own(plain: Exported, tmp_path: Path) -> None:
+def test_in_a_fresh_environment(plain: Exported, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
     python = tmp_path / "env" / "bin" / "python"
-    wanted = [f"{name}=={importlib.metadata.version(name)}" for name in ("numpy", "onnxruntime")]
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True, cwd=tmp_path)
+    requirements = [
+        f"{name}=={importlib.metadata.version(name)}" for name in ("numpy", "onnxruntime")
+    ]
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", *requirements], check=True, cwd=tmp_path
+    )
     for module in ("torch", "corrkd"):
         assert (
             subprocess.run(
@@ -780,7 +785,7 @@ def test_in_an_environment_of_its_own(plain: Exported, tmp_path: Path) -> None:
         check=True,
         cwd=tmp_path,
     )
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    actual = [json.loads(line) for line in done.stdout.splitlines()]
     assert same(
-        found, json.loads(json.dumps([p.to_json() for p in plain.predictor.predict(samples)]))
+        actual, json.loads(json.dumps([p.to_json() for p in plain.predictor.predict(samples)]))
     )

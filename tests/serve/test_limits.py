@@ -1,4 +1,4 @@
-"""What a service grants, and what hostile clients get of it."""
+"""A service's limits, against hostile clients."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from corrkd.serve.explore import Exhibit
 from corrkd.serve.predictor import Predictor
 from corrkd.serve.schema import refuse_oversized
 from tests.serve.conftest import student
-from tests.serve.local import GOOD, ONE_FRAME, Local, body_of, heard, local, request, wait_until
+from tests.serve.local import GOOD, ONE_FRAME, Local, body_of, local, read_all, request, wait_until
 
 ROOT = Path(__file__).parents[2]
 LONG = {"audio": np.zeros((1000, 3))}
@@ -47,20 +47,20 @@ def predict(service: Local, *samples: Any) -> httpx.Response:
 # connections and bodies
 
 
-def test_slow_senders_take_nobodys_turn_and_are_told() -> None:
+def test_slow_senders_block_nobody_and_get_a_timeout() -> None:
     with local(requests=2, seconds=4.0) as service:
         slow = [service.client(request(GOOD[:10], length=len(GOOD))) for _ in range(20)]
         assert predict(service).status_code == 200
-        for answer in map(heard, slow):
-            assert answer.startswith(b"HTTP/1.1 408 ")
-            assert b"did not arrive within 4 seconds" in answer
+        for response in map(read_all, slow):
+            assert response.startswith(b"HTTP/1.1 408 ")
+            assert b"did not arrive within 4 seconds" in response
 
 
 def test_a_body_that_makes_no_progress_has_half_the_time() -> None:
     with local(seconds=6.0) as service:
         stuck, late = (service.client(request(b"", length=100)) for _ in range(2))
         wait_until(lambda: service.connections == 2)
-        began = time.monotonic()
+        start = time.monotonic()
         for _ in range(4):
             time.sleep(1.0)
             late.sendall(b" ")
@@ -68,11 +68,11 @@ def test_a_body_that_makes_no_progress_has_half_the_time() -> None:
         assert stuck.recv(100).startswith(b"HTTP/1.1 408 ")
         stuck.close()
         late.sendall(b" " * 95)  # 99 of 100
-        assert heard(late).startswith(b"HTTP/1.1 408 ")
-        assert time.monotonic() - began > 5
+        assert read_all(late).startswith(b"HTTP/1.1 408 ")
+        assert time.monotonic() - start > 5
 
 
-def test_requests_answered_at_once_are_bounded() -> None:
+def test_concurrent_requests_are_bounded() -> None:
     with local(requests=2) as service, ThreadPoolExecutor() as pool:
         service.predictor.go.clear()
         waiting = [pool.submit(predict, service) for _ in range(2)]
@@ -93,7 +93,7 @@ def test_idle_connections_give_way_to_new_ones() -> None:
         idle = [service.client(b"GET / HT" if number % 2 else b"") for number in range(60)]
         assert httpx.get(f"{service.url}/healthz").status_code == 200
         assert predict(service).status_code == 200
-        assert heard(first) == b""
+        assert read_all(first) == b""
         wait_until(lambda: service.connections <= 8)
         for client in idle:
             client.close()
@@ -105,12 +105,12 @@ def test_an_address_with_many_connections_loses_them_first() -> None:
         wait_until(lambda: service.connections == 1)
         idle = [service.client(source="127.0.0.2") for _ in range(40)]
         honest.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        assert heard(honest).startswith(b"HTTP/1.1 200 ")
+        assert read_all(honest).startswith(b"HTTP/1.1 200 ")
         for client in idle:
             client.close()
 
 
-def test_connections_that_wait_for_an_answer_do_not_give_way() -> None:
+def test_connections_that_wait_for_a_response_do_not_give_way() -> None:
     with local(connections=4) as service, ThreadPoolExecutor() as pool:
         service.predictor.go.clear()
         waiting = [pool.submit(predict, service) for _ in range(3)]
@@ -132,10 +132,10 @@ def few_descriptors() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("few_descriptors")
-def test_descriptors_last(caplog: pytest.LogCaptureFixture) -> None:
-    """The clients' ends count, too: 400 of them, and half of 1,024 for the service."""
+def test_descriptors_suffice(caplog: pytest.LogCaptureFixture) -> None:
+    """The clients' sockets count, too: 400 of them, and half of 1,024 for the service."""
     with local(connections=10_000) as service:
-        assert service.most_connections == 512
+        assert service.max_connections == 512
     with local(connections=100) as service:
         idle = [service.client() for _ in range(400)]
         wait_until(lambda: service.connections <= 100)
@@ -152,9 +152,9 @@ def test_bodies_have_bounded_memory_and_the_oldest_unfinished_gives_way() -> Non
             slow.append(service.client(request(b" " * 90_000, length=100_000)))
             wait_until(lambda n=number: service.service.guard.held >= min(n + 1, 2) * 90_000)
         for client in slow[:3]:
-            answer = heard(client)
-            assert answer.startswith(b"HTTP/1.1 503 ")
-            assert b"retry-after: 1" in answer
+            response = read_all(client)
+            assert response.startswith(b"HTTP/1.1 503 ")
+            assert b"retry-after: 1" in response
         assert service.service.guard.held == 180_000
         large = b" " * 99_000 + GOOD
         assert len(large) < 100_000
@@ -176,23 +176,23 @@ def test_an_address_that_sends_much_loses_its_bodies_first() -> None:
             service.client(request(b" " * 90_000, length=100_000), source="127.0.0.2")
             for _ in range(4)
         ]
-        assert heard(slow[0]).startswith(b"HTTP/1.1 503 ")
-        assert heard(slow[1]).startswith(b"HTTP/1.1 503 ")
+        assert read_all(slow[0]).startswith(b"HTTP/1.1 503 ")
+        assert read_all(slow[1]).startswith(b"HTTP/1.1 503 ")
         honest.sendall(GOOD)
         assert honest.recv(65536).startswith(b"HTTP/1.1 200 ")
         for client in (honest, *slow):
             client.close()
 
 
-def test_clients_that_do_not_read_are_ended() -> None:
+def test_clients_that_do_not_read_are_disconnected() -> None:
     with local(seconds=1.0) as service:
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", service.port))
         client.settimeout(0.5)
-        asked = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        head = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
         with pytest.raises(OSError, match=r"timed out|reset|Broken pipe"):
-            client.sendall(asked * 1_000_000)
+            client.sendall(head * 1_000_000)
         wait_until(lambda: service.connections == 0)
         client.close()
 
@@ -200,7 +200,9 @@ def test_clients_that_do_not_read_are_ended() -> None:
 def test_a_client_cannot_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with local() as service:
         for _ in range(20):
-            assert heard(service.client(b"NONSENSE \x1b[31m\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+            assert read_all(service.client(b"NONSENSE \x1b[31m\r\n\r\n")).startswith(
+                b"HTTP/1.1 400 "
+            )
     assert len([record for record in caplog.records if "Invalid HTTP" in record.message]) <= 1
     assert "\x1b" not in caplog.text
 
@@ -215,7 +217,7 @@ def plain() -> Service:
 
 
 def refusal(service: Service, body: bytes) -> tuple[Refused, int]:
-    """How a body is refused, and the most bytes that Python had meanwhile."""
+    """Return how a body is refused, and Python's peak memory meanwhile."""
     tracemalloc.start()
     try:
         with pytest.raises(Refused) as caught:
@@ -237,7 +239,6 @@ def test_a_megabyte_of_nulls_is_refused_before_it_takes_memory(plain: Service) -
 
 @pytest.mark.parametrize("value", [b'""', b"null", b"{}", b"[]", b"[[[]]]"])
 def test_wrong_values_take_little_memory(plain: Service, value: bytes) -> None:
-    """Once all were reported, 300 bytes each, and the first was told."""
     frames = b"[" + b",".join([b"[" + b",".join([value] * 3) + b"]"] * 1000) + b"]"
     body = b'{"samples":[' + b",".join([b'{"audio":' + frames + b"}"] * 100) + b"]}"
     refused, peak = refusal(plain, body)
@@ -256,7 +257,7 @@ def test_wrong_values_take_little_memory(plain: Service, value: bytes) -> None:
     st.booleans(),
 )
 @settings(deadline=None, max_examples=50)
-def test_what_is_within_the_limits_is_never_taken_for_oversized(
+def test_bodies_within_the_limits_are_never_refused_as_oversized(
     frames: list[dict[str, int]], null: bool
 ) -> None:
     """The bounds on a body's values, lists and names follow from its cost, whatever the cost is."""
@@ -291,7 +292,7 @@ def test_cost_of_a_request_and_of_all_together() -> None:
         assert predict(service, LONG, LONG).status_code == 200
 
 
-def test_what_goes_through_at_once_is_padded_to_no_more_than_a_slice() -> None:
+def test_batches_are_padded_to_no_more_than_a_slice() -> None:
     """Many short samples and a long one, in one request: never all padded to the longest."""
     with local() as service:
         assert (
@@ -303,7 +304,7 @@ def test_what_goes_through_at_once_is_padded_to_no_more_than_a_slice() -> None:
     assert SLICE > 700 * 703
 
 
-def test_a_small_request_passes_a_large_one() -> None:
+def test_a_small_request_overtakes_a_large_one() -> None:
     with local(cost=10**8) as service, ThreadPoolExecutor() as pool:
         service.predictor.seconds = 0.2
         large = pool.submit(predict, service, *[LONG] * 60)  # 12 seconds
@@ -318,7 +319,7 @@ def test_a_small_request_passes_a_large_one() -> None:
 # clients that leave, the end
 
 
-def test_what_has_not_begun_is_not_done_for_a_client_that_left() -> None:
+def test_pending_work_of_a_disconnected_client_is_dropped() -> None:
     with local(requests=1, cost=10**8) as service:
         service.predictor.go.clear()
         with service.client(request(body_of(*[LONG] * 10))):
@@ -334,7 +335,7 @@ def test_what_has_not_begun_is_not_done_for_a_client_that_left() -> None:
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
-def test_a_client_that_closes_its_sending_side_gets_its_answer(version: str) -> None:
+def test_a_client_that_closes_its_sending_side_gets_its_response(version: str) -> None:
     with local() as service:
         service.predictor.go.clear()
         client = service.client(request(GOOD).replace(b"HTTP/1.1", f"HTTP/{version}".encode()))
@@ -342,9 +343,9 @@ def test_a_client_that_closes_its_sending_side_gets_its_answer(version: str) -> 
         wait_until(lambda: service.predictor.sizes)
         time.sleep(1.0)
         service.predictor.go.set()
-        answer = heard(client)
-    *informational, last = answer.split(b"HTTP/1.1 ")[1:]
-    assert all(part.startswith(b"100 ") for part in informational)
+        responses = read_all(client)
+    *informational, last = responses.split(b"HTTP/1.1 ")[1:]
+    assert all(response.startswith(b"100 ") for response in informational)
     assert bool(informational) == (version == "1.1")
     assert last.startswith(b"200 ")
     assert json.loads(last.partition(b"\r\n\r\n")[2])["predictions"]
@@ -354,18 +355,18 @@ def test_pipelined_requests_are_answered_after_the_sending_side_is_closed() -> N
     with local() as service:
         client = service.client(request(GOOD) * 3)
         client.shutdown(socket.SHUT_WR)
-        assert heard(client).count(b"HTTP/1.1 200 ") == 3
+        assert read_all(client).count(b"HTTP/1.1 200 ") == 3
 
 
-def test_a_request_that_ends_early_is_no_request() -> None:
+def test_a_request_that_ends_early_is_not_accepted() -> None:
     with local() as service:
         client = service.client(request(GOOD[:10], length=len(GOOD)))
         client.shutdown(socket.SHUT_WR)
-        assert b"200" not in heard(client)
+        assert b"200" not in read_all(client)
         assert service.service.guard.accepted == 0
 
 
-def test_the_end_comes_in_time_whatever_waits_and_everyone_is_told() -> None:
+def test_stopping_is_in_time_and_answers_every_client() -> None:
     """Fifty seconds of work, and six seconds of patience."""
     with local(patience=6, cost=10**8) as service, ThreadPoolExecutor() as pool:
         service.predictor.seconds = 0.5
@@ -373,9 +374,9 @@ def test_the_end_comes_in_time_whatever_waits_and_everyone_is_told() -> None:
         wait_until(lambda: service.service.guard.accepted == 5)
         small = pool.submit(predict, service)
         wait_until(lambda: service.service.guard.accepted == 6)
-        began = time.monotonic()
+        start = time.monotonic()
         service.stop()
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - start < 8
         assert small.result().status_code == 200
         for response in (future.result() for future in large):
             assert response.status_code == 503
@@ -393,16 +394,16 @@ predictor = HeldPredictor()
 service = Service(Exhibit({"student": predictor}))
 logits = predictor.logits
 def after_the_first(arrays):
-    found = logits(arrays)
+    result = logits(arrays)
     predictor.logits, predictor.seconds = logits, 1000.0
-    return found
+    return result
 predictor.logits = after_the_first
 run(service, bound("127.0.0.1", int(sys.argv[1])), patience=6)
 """
 
 
 @pytest.mark.slow
-def test_a_network_that_never_answers_does_not_keep_the_process(tmp_path: Path) -> None:
+def test_a_hanging_network_does_not_keep_the_process_alive(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -418,7 +419,7 @@ def test_a_network_that_never_answers_does_not_keep_the_process(tmp_path: Path) 
             process.send_signal(signal.SIGTERM)
             time.sleep(0.5)
             process.send_signal(signal.SIGTERM)  # again, which gains no time
-            assert heard(client).startswith(b"HTTP/1.1 503 ")
+            assert read_all(client).startswith(b"HTTP/1.1 503 ")
         assert process.wait(30) == 1
         assert "Timeout (0:00:06)!\nThread " in (tmp_path / "log").read_text()  # where each stood
     finally:
@@ -434,17 +435,15 @@ def test_pages_of_other_sites_get_nothing() -> None:
     with local(hosts=["predict.example"]) as service:
 
         def get(path: str, **headers: str) -> int:
-            given = {name.replace("_", "-"): value for name, value in headers.items()}
-            return httpx.get(f"{service.url}{path}", headers=given).status_code
+            encoded = {name.replace("_", "-"): value for name, value in headers.items()}
+            return httpx.get(f"{service.url}{path}", headers=encoded).status_code
 
-        assert (
-            get("/v1/model", host="evil.example") == 421
-        )  # whose name was pointed at this address
+        assert get("/v1/model", host="evil.example") == 421  # its name resolves to this address
         assert get("/", host="evil.example") == 421
         assert get("/healthz", host="evil.example") == 200
         assert get("/v1/model", host="predict.example") == 200
         assert get("/v1/model", host="predict.example", origin="https://predict.example") == 200
         assert get("/v1/model", origin="https://evil.example") == 403
-        answer = heard(service.client(request(GOOD, "Origin: https://evil.example")))
-        assert answer.startswith(b"HTTP/1.1 403 ")
+        response = read_all(service.client(request(GOOD, "Origin: https://evil.example")))
+        assert response.startswith(b"HTTP/1.1 403 ")
         assert service.service.guard.accepted == 2

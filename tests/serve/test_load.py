@@ -1,4 +1,4 @@
-"""The load benchmark, in short: what it promises holds for some seconds, too."""
+"""A short run of the load benchmark, with its checks."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.serve.local import GOOD, Local, body_of, heard, local, request, wait_until
+from tests.serve.local import GOOD, Local, body_of, local, read_all, request, wait_until
 from tests.test_docs import ROOT, blocks
 
 NAME = "predict.example.org"
@@ -32,26 +32,26 @@ class Proxied:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def client(self, *parts: bytes) -> socket.socket:
+    def client(self, *chunks: bytes) -> socket.socket:
         client = socket.create_connection(("127.0.0.1", self.port), timeout=30)
-        for part in parts:
-            client.sendall(part.replace(b"Host: localhost", b"Host: " + NAME.encode()))
+        for chunk in chunks:
+            client.sendall(chunk.replace(b"Host: localhost", b"Host: " + NAME.encode()))
         return client
 
 
 def free_port() -> int:
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        port: int = place.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
         return port
 
 
 @contextmanager
 def nginx(folder: Path, backend: int) -> Iterator[int]:
-    """The documented server, without TLS and with a second to wait for clients; its port."""
+    """Run the documented server, without TLS and with timeouts of a second; yield its port."""
     program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
-        # Where the set-up promises it its absence is a failure.
+        # Where the set-up provides nginx its absence is a failure.
         assert "CORRKD_NGINX" not in os.environ, "nginx is not installed"
         pytest.skip("needs nginx")
     (documented,) = blocks((ROOT / "docs" / "service.md").read_text("utf-8"), "nginx")
@@ -95,8 +95,8 @@ def proxied(tmp_path: Path) -> Iterator[Proxied]:
 
 
 def predict(proxied: Proxied, body: bytes = GOOD, **headers: str) -> httpx.Response:
-    given = {"host": NAME, "content-type": "application/json"} | headers
-    return httpx.post(f"{proxied.url}/v1/predict", content=body, headers=given, timeout=60)
+    all_headers = {"host": NAME, "content-type": "application/json"} | headers
+    return httpx.post(f"{proxied.url}/v1/predict", content=body, headers=all_headers, timeout=60)
 
 
 def test_predictions_pass_with_the_name_that_clients_use(proxied: Proxied) -> None:
@@ -109,14 +109,14 @@ def test_predictions_pass_with_the_name_that_clients_use(proxied: Proxied) -> No
     assert httpx.get(f"{proxied.url}/metrics", headers={"host": NAME}).status_code == 200
 
 
-def test_bodies_arrive_whole_or_not_at_all(proxied: Proxied) -> None:
-    """Slow senders and idle clients end at nginx, and the service never hears of them."""
+def test_bodies_arrive_completely_or_not_at_all(proxied: Proxied) -> None:
+    """Slow senders and idle clients never reach the service."""
     slow = [proxied.client(request(GOOD[:10], length=len(GOOD))) for _ in range(6)]
     idle = [proxied.client(b"") for _ in range(60)]
     assert predict(proxied).status_code == 200
     assert proxied.service.connections <= 2
     for client in slow:
-        assert not heard(client).startswith(b"HTTP/1.1 200")
+        assert not read_all(client).startswith(b"HTTP/1.1 200")
     for client in idle:
         client.close()
     assert proxied.service.service.guard.accepted == 1
@@ -127,7 +127,7 @@ def test_large_bodies_are_refused_and_permitted_ones_pass(proxied: Proxied) -> N
     assert predict(proxied, b" " * (15 << 20) + GOOD).status_code == 200
 
 
-def test_an_address_has_its_share(proxied: Proxied) -> None:
+def test_connections_of_an_address_are_limited(proxied: Proxied) -> None:
     many = [proxied.client(request(GOOD[:10], length=len(GOOD))) for _ in range(20)]
     try:
         wait_until(lambda: predict(proxied).status_code == 503)
@@ -137,7 +137,7 @@ def test_an_address_has_its_share(proxied: Proxied) -> None:
     wait_until(lambda: predict(proxied).status_code == 200)
 
 
-def test_requests_beyond_the_service_limits_are_told_to_come_again(proxied: Proxied) -> None:
+def test_requests_beyond_the_service_limits_are_asked_to_retry(proxied: Proxied) -> None:
     proxied.service.predictor.go.clear()
     waiting = [proxied.client(request(GOOD)) for _ in range(2)]
     wait_until(lambda: proxied.service.service.guard.accepted == 2)
@@ -149,7 +149,7 @@ def test_requests_beyond_the_service_limits_are_told_to_come_again(proxied: Prox
         client.close()
 
 
-def test_clients_that_leave_are_noticed_through_nginx(proxied: Proxied) -> None:
+def test_disconnected_clients_are_detected_through_nginx(proxied: Proxied) -> None:
     proxied.service.predictor.go.clear()
     with proxied.client(request(body_of(*[{"audio": [[0.0] * 3] * 900}] * 5))):
         wait_until(lambda: proxied.service.predictor.sizes)

@@ -19,8 +19,8 @@ from tests.serve.running import Running, running
 
 @pytest.fixture(scope="module")
 def service(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(served, tmp_path_factory.mktemp("log") / "log") as one:
-        yield one
+    with running(served, tmp_path_factory.mktemp("log") / "log") as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +32,16 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chr
 @pytest.fixture
 def page(chromium: webdriver.Chrome, service: Running) -> Page:
     opened = Page(chromium, service.url, "#sample=2")
-    opened.wait(lambda: "the student predicts" in opened.said)
+    opened.wait(lambda: "the student predicts" in opened.message)
     return opened
 
 
-def test_shows_what_all_three_say(page: Page) -> None:
-    found = page.answers()
-    assert list(found) == ["student", "teacher", "control"]
-    for shares in found.values():
+def test_shows_the_predictions_of_all_three(page: Page) -> None:
+    percentages = page.percentages()
+    assert list(percentages) == ["student", "teacher", "control"]
+    for shares in percentages.values():
         assert sum(float(share.split()[0]) for share in shares) == pytest.approx(100, abs=0.2)
-    assert page.said.startswith("test-2, labelled ")
+    assert page.message.startswith("test-2, labelled ")
     assert "Tested with nothing missing on 18 samples: F1" in page.find("#card-student").text
     assert "Not ruled out:" in page.find("#card-student").text
 
@@ -54,7 +54,7 @@ def test_switching_a_modality_off_by_mouse(page: Page) -> None:
     assert "off=language" in page.browser.current_url
 
 
-def test_by_keyboard_alone(page: Page) -> None:
+def test_keyboard_navigation(page: Page) -> None:
     page.browser.execute_script("document.activeElement.blur()")
     reached: list[str] = []
     for _ in range(12):
@@ -81,18 +81,18 @@ def test_by_keyboard_alone(page: Page) -> None:
     assert "50 % of all frames missing" in page.find("#card-student").text
     page.changed(lambda: page.find("#switch-1").send_keys(Keys.SPACE))
     page.changed(lambda: page.find("#samples").send_keys(Keys.ARROW_DOWN))
-    assert page.said.startswith("test-3, ")
+    assert page.message.startswith("test-3, ")
 
 
 def test_everything_missing_and_back(page: Page) -> None:
-    whole = page.answers()
+    complete = page.percentages()
     page.changed(lambda: page.find("#missing").send_keys(Keys.END))
     assert not page.browser.find_elements(By.CSS_SELECTOR, ".strip rect")
     assert "100 % of all frames missing" in page.find("#card-student").text
-    assert page.changed(lambda: page.find("#missing").send_keys(Keys.HOME)) == whole
+    assert page.changed(lambda: page.find("#missing").send_keys(Keys.HOME)) == complete
 
 
-def test_searching_and_any_sample(page: Page) -> None:
+def test_searching_and_a_random_sample(page: Page) -> None:
     page.find("#search").send_keys("positive")
     page.wait(lambda: page.find("#found").text == "5 found")
     listed = page.texts("#samples option")
@@ -103,36 +103,36 @@ def test_searching_and_any_sample(page: Page) -> None:
     page.wait(lambda: len(page.texts("#samples option:checked")) == 1)
 
 
-def test_a_file_of_ones_own(page: Page, tmp_path: Path) -> None:
+def test_a_users_file(page: Page, tmp_path: Path) -> None:
     good = tmp_path / "mine.json"
     good.write_text(json.dumps({"audio": [[0.5] * 8, None, [1.0] * 8]}))
     page.find("#file").send_keys(str(good))
-    page.wait(lambda: page.said.startswith("mine.json: the student predicts"))
+    page.wait(lambda: page.message.startswith("mine.json: the student predicts"))
     assert page.find("#share-0").text == "missing"
     assert page.find("#share-1").text == "2 of 3 frames"
     np.savez(tmp_path / "mine.npz", vision=np.ones((2, 8)))
     page.find("#file").send_keys(str(tmp_path / "mine.npz"))
-    page.wait(lambda: page.said.startswith("mine.npz: the student predicts"))
+    page.wait(lambda: page.message.startswith("mine.npz: the student predicts"))
     bad = tmp_path / "bad.json"
     bad.write_text('{"audio": [[1, 2]]}')
     page.find("#file").send_keys(str(bad))
     page.wait(lambda: "List should have at least 8 items" in page.find("#problem").text)
-    assert (page.said, page.texts("#cards > *")) == ("", [])
+    assert (page.message, page.texts("#cards > *")) == ("", [])
     page.changed(lambda: page.find("#samples").send_keys(Keys.ARROW_DOWN))
     assert not page.find("#problem").is_displayed()
 
 
-def test_an_address_brings_back_what_was_shown(page: Page, service: Running) -> None:
+def test_an_address_restores_the_view(page: Page, service: Running) -> None:
     page.find("#switch-2").click()
     page.changed(lambda: page.find("#missing").send_keys(*[Keys.ARROW_RIGHT] * 6))
     page.wait(lambda: "missing=30" in page.browser.current_url)
     page.wait(lambda: page.find("#cards").get_attribute("aria-busy") == "false")
-    shown, address = page.answers(), page.browser.current_url
-    again = Page(
+    before, address = page.percentages(), page.browser.current_url
+    reopened = Page(
         page.browser, service.url, address.partition("/#")[2] and "#" + address.partition("/#")[2]
     )
-    again.wait(lambda: again.answers() == shown)
-    assert not again.find("#switch-2").is_selected()
+    reopened.wait(lambda: reopened.percentages() == before)
+    assert not reopened.find("#switch-2").is_selected()
 
 
 EDGES = """
@@ -143,7 +143,7 @@ return [bars.top, bars.bottom, slider.top];
 
 
 @pytest.mark.parametrize("width", [320, 400, 500, 1280])
-def test_it_fits_narrow_and_wide(page: Page, width: int) -> None:
+def test_the_page_fits_narrow_and_wide_screens(page: Page, width: int) -> None:
     page.browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
@@ -160,12 +160,14 @@ def test_it_fits_narrow_and_wide(page: Page, width: int) -> None:
         page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_it_asks_for_the_token(chromium: webdriver.Chrome, served: Path, tmp_path: Path) -> None:
+def test_the_page_asks_for_the_token(
+    chromium: webdriver.Chrome, served: Path, tmp_path: Path
+) -> None:
     with running(served, tmp_path / "log", environment={"CORRKD_TOKEN": "hush"}) as guarded:
         page = Page(chromium, guarded.url)
         page.wait(lambda: page.find("#token-form").is_displayed())
         page.find("#token").send_keys("hush", Keys.ENTER)
-        page.wait(lambda: "the student predicts" in page.said)
+        page.wait(lambda: "the student predicts" in page.message)
         assert not page.find("#token-form").is_displayed()
         page.find("#interface").click()  # the token goes along
         page.wait(lambda: page.texts("#api .title") != [])
@@ -194,7 +196,7 @@ def test_the_api_is_documented_without_a_request_to_another_site(
     assert chromium.get_log("browser") == []  # nothing was blocked either
 
 
-def test_nothing_goes_wrong_in_the_console(page: Page) -> None:
+def test_the_console_stays_empty(page: Page) -> None:
     page.browser.get_log("browser")
     page.changed(lambda: page.find("#switch-0").click())
     assert page.browser.get_log("browser") == []

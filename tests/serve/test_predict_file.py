@@ -43,7 +43,7 @@ WIDTHS = {"language": 5, "audio": 3, "vision": 4}
 
 
 def incomplete(split: Split) -> Split:
-    """Some frames and some whole modalities are missing in the data."""
+    """Return the split with some frames and some whole modalities missing."""
     rng = np.random.default_rng(4)
     present = {
         m: p & (rng.random(p.shape) > 0.2) & (rng.random((len(p), 1)) > 0.3)
@@ -60,8 +60,8 @@ def dataset_of(target: str = "classes") -> MultimodalDataset:
     )
 
 
-def said_of(predictor: Predictor, split: Split, **options: Any) -> list[Prediction]:
-    """What the predictor says of samples one hands to it."""
+def predictions_of(predictor: Predictor, split: Split, **options: Any) -> list[Prediction]:
+    """Return the predictions of the split's samples."""
     samples = []
     for row in range(len(split)):
         sample = sample_of(split, row)
@@ -71,40 +71,44 @@ def said_of(predictor: Predictor, split: Split, **options: Any) -> list[Predicti
 
 
 def rows_of(
-    name: str, split: str | None, said: Prediction, level: bool
+    name: str, split: str | None, prediction: Prediction, level: bool
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a table, from a prediction."""
-    known = said.reliability
+    """Yield a prediction's rows of the table."""
+    reliability = prediction.reliability
     common = {
         "id": name,
         **({} if split is None else {"split": split}),
-        **{f"used_{m}": share for m, share in said.used.items()},
-        "condition": known and known.condition,
-        "weighted_f1": known and known.measured["weighted_f1"],
-        "harder": known and known.harder,
+        **{f"used_{m}": share for m, share in prediction.used.items()},
+        "condition": reliability and reliability.condition,
+        "weighted_f1": reliability and reliability.measured["weighted_f1"],
+        "harder": reliability and reliability.harder,
     }
-    if said.score is not None:
-        low, high = said.interval or (None, None)
+    if prediction.score is not None:
+        low, high = prediction.interval or (None, None)
         yield {
             **common,
-            "score": said.score,
-            "label": said.label,
+            "score": prediction.score,
+            "label": prediction.label,
             **({"low": low, "high": high} if level else {}),
         }
         return
-    nested = isinstance(said.label, dict)
-    for question in said.label if nested else [None]:
+    nested = isinstance(prediction.label, dict)
+    for question in prediction.label if nested else [None]:
         pick = (
             (lambda values, q=question: values and values[q]) if nested else (lambda values: values)
         )
-        row = {**common, "label": pick(said.label), **({"question": question} if nested else {})}
-        row |= {f"p_{c}": p for c, p in pick(said.probabilities).items()}
-        held = pick(said.prediction_set)
-        yield row | ({"in_set": None if held is None else "|".join(held)} if level else {})
+        row = {
+            **common,
+            "label": pick(prediction.label),
+            **({"question": question} if nested else {}),
+        }
+        row |= {f"p_{c}": p for c, p in pick(prediction.probabilities).items()}
+        labels = pick(prediction.prediction_set)
+        yield row | ({"in_set": None if labels is None else "|".join(labels)} if level else {})
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """A table's rows, with None where nothing stands."""
+    """Read a table's rows, with None for empty cells."""
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     if path.suffix == ".parquet":
@@ -123,15 +127,13 @@ def value_of(column: str, text: str) -> Any:
 
 
 # --------------------------------------------------------------------------------------------------
-# what stands in the table
+# contents of the table
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("level", [None, 0.9])
 @pytest.mark.parametrize("target", ["classes", "questions", "score"])
-def test_says_what_predict_says(
-    target: str, level: float | None, suffix: str, tmp_path: Path
-) -> None:
+def test_matches_predict(target: str, level: float | None, suffix: str, tmp_path: Path) -> None:
     saved, dataset, out = student(target, level=level), dataset_of(target), tmp_path / f"p{suffix}"
     assert saved.evaluated is not None
     tested = tuple(c for c in saved.evaluated.conditions if c.name != "audio")
@@ -139,15 +141,17 @@ def test_says_what_predict_says(
         replace(saved, evaluated=saved.evaluated.model_copy(update={"conditions": tested}))
     )
     assert predict_file(predictor, dataset, out) == 114
-    found, expected = read(out), []
+    actual, expected = read(out), []
     for name, split in dataset.splits.items():
-        for sample, said in zip(split.ids.tolist(), said_of(predictor, split), strict=True):
-            rows = list(rows_of(sample, name, said, level is not None))
-            whole = {"id": sample, "split": name, **json.loads(json.dumps(said.to_json()))}
-            expected += [whole] if suffix == ".jsonl" else rows
-    if suffix == ".csv":  # a set of no class and no set look alike
+        for sample, prediction in zip(
+            split.ids.tolist(), predictions_of(predictor, split), strict=True
+        ):
+            rows = list(rows_of(sample, name, prediction, level is not None))
+            record = {"id": sample, "split": name, **json.loads(json.dumps(prediction.to_json()))}
+            expected += [record] if suffix == ".jsonl" else rows
+    if suffix == ".csv":  # an empty set and no set look alike
         expected = [{c: None if v == "" else v for c, v in row.items()} for row in expected]
-    assert found == expected
+    assert actual == expected
     if suffix != ".jsonl":
         order = ["id", "split", "question", "score", "label", "p_0", "p_1", "p_2", "p_no", "p_yes"]
         order += [
@@ -159,12 +163,12 @@ def test_says_what_predict_says(
             "low",
             "high",
         ]
-        assert list(found[0]) == [c for c in order if c in expected[0]]
-        assert {row["harder"] for row in found} == {True, False, None}
+        assert list(actual[0]) == [c for c in order if c in expected[0]]
+        assert {row["harder"] for row in actual} == {True, False, None}
     assert [p.name for p in tmp_path.iterdir()] == [out.name]
 
 
-def test_samples_that_do_not_count_for_the_target_are_predicted(tmp_path: Path) -> None:
+def test_samples_excluded_by_the_target_are_predicted(tmp_path: Path) -> None:
     dataset = dataset_for("binary-nonzero")
     scores = dataset.split("test").scores
     assert scores is not None
@@ -178,7 +182,7 @@ def test_samples_that_do_not_count_for_the_target_are_predicted(tmp_path: Path) 
     assert pd.read_csv(tmp_path / "p.csv")["id"].tolist() == dataset.split("test").ids.tolist()
 
 
-def test_strange_ids(tmp_path: Path) -> None:
+def test_unusual_ids(tmp_path: Path) -> None:
     split = dataset_for("classes").split("test")
     names = [
         'a "quoted", one',
@@ -198,7 +202,7 @@ def test_strange_ids(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_batches_change_no_more_than_rounding(
+def test_the_batch_size_changes_only_rounding(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prediction_table, "GROUP", 50)
@@ -229,7 +233,7 @@ def test_batches_change_no_more_than_rounding(
 
 
 def unlabelled(folder: Path, **changes: Any) -> Path:
-    """Recordings without targets."""
+    """Write samples without targets."""
     split = make_split(20, WIDTHS, seed=8)
     arrays: dict[str, Any] = {
         **split.frames,
@@ -243,9 +247,9 @@ def unlabelled(folder: Path, **changes: Any) -> Path:
 
 def test_data_without_targets(tmp_path: Path) -> None:
     predictor, out = Predictor(student()), tmp_path / "p.csv"
-    expected = said_of(predictor, make_split(20, WIDTHS, seed=8))
+    expected = predictions_of(predictor, make_split(20, WIDTHS, seed=8))
 
-    def found(path: Path, **options: Any) -> pd.DataFrame:
+    def table_of(path: Path, **options: Any) -> pd.DataFrame:
         predict_file(
             predictor, package.load_dataset(path, targets=False), out, overwrite=True, **options
         )
@@ -255,19 +259,19 @@ def test_data_without_targets(tmp_path: Path) -> None:
         (None, [f"sample-{n}" for n in range(20)]),
         (np.arange(20) + 5, list(range(5, 25))),
     ):
-        table = found(unlabelled(tmp_path, ids=ids))
+        table = table_of(unlabelled(tmp_path, ids=ids))
         assert "split" not in table
         assert table["id"].tolist() == names
-        assert table["label"].astype(str).tolist() == [said.label for said in expected]
+        assert table["label"].astype(str).tolist() == [prediction.label for prediction in expected]
     convert(package.load_dataset(tmp_path / "new.npz", targets=False), tmp_path / "new.safetensors")
-    pd.testing.assert_frame_equal(found(tmp_path / "new.safetensors"), table)
+    pd.testing.assert_frame_equal(table_of(tmp_path / "new.safetensors"), table)
     with pytest.raises(CorrKDError, match="dataset new: has no split 'test'; it has all"):
-        found(tmp_path / "new.npz", split="test")
+        table_of(tmp_path / "new.npz", split="test")
     named = unlabelled(tmp_path, split=np.repeat(["test", "train"], [5, 15]))
-    assert found(named)["split"].tolist() == ["train"] * 15 + ["test"] * 5
-    part = found(named, split="test")
-    assert part["split"].tolist() == ["test"] * 5
-    assert part["label"].astype(str).tolist() == [said.label for said in expected[:5]]
+    assert table_of(named)["split"].tolist() == ["train"] * 15 + ["test"] * 5
+    subset = table_of(named, split="test")
+    assert subset["split"].tolist() == ["test"] * 5
+    assert subset["label"].astype(str).tolist() == [prediction.label for prediction in expected[:5]]
 
 
 def test_other_modalities(tmp_path: Path) -> None:
@@ -283,12 +287,14 @@ def test_other_modalities(tmp_path: Path) -> None:
     samples = [
         {m: x for m, x in sample_of(split, row).items() if m != "vision"} for row in range(20)
     ]
-    lines = [json.loads(json.dumps(said.to_json())) for said in predictor.predict(samples)]
+    lines = [
+        json.loads(json.dumps(prediction.to_json())) for prediction in predictor.predict(samples)
+    ]
     assert read(out) == [{"id": f"sample-{n}", **line} for n, line in enumerate(lines)]
     assert {line["reliability"]["condition"] for line in lines} == {"language+audio"}
     assert {line["used"]["vision"] for line in lines} == {0.0}
 
-    for changes, words in (
+    for changes, message in (
         (
             {"audio": np.ones((20, 6, 2))},
             "modality audio is 2 wide, but the model was trained on 3",
@@ -299,7 +305,7 @@ def test_other_modalities(tmp_path: Path) -> None:
             "has none of the model's modalities language, audio, vision; it has gaze",
         ),
     ):
-        with pytest.raises(CorrKDError, match=words):
+        with pytest.raises(CorrKDError, match=message):
             predict_file(
                 predictor,
                 package.load_dataset(unlabelled(tmp_path, **changes), targets=False),
@@ -312,7 +318,7 @@ def test_other_modalities(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["language+audio", "vision", "ratio-0.5", "burst-0.5", "late-0.5", "ratio-1.0"]
 )
-def test_conditions_are_the_evaluations(name: str, target: str, tmp_path: Path) -> None:
+def test_conditions_match_the_evaluation(name: str, target: str, tmp_path: Path) -> None:
     saved, dataset = student(target), dataset_of(target)
     predict_file(
         Predictor(saved), dataset, tmp_path / "p.jsonl", split="test", condition=name, batch_size=7
@@ -324,25 +330,27 @@ def test_conditions_are_the_evaluations(name: str, target: str, tmp_path: Path) 
     temperatures = {c.name: c.temperature for c in saved.evaluated.conditions}
     dropped = wanted.dropped(samples.without_frames(), seed=2024, draw=0)
     for row, line in enumerate(read(tmp_path / "p.jsonl")):
-        known, expected = line["reliability"], result.response[row]
+        reliability, expected = line["reliability"], result.response[row]
         if target == "score":
             np.testing.assert_allclose([line["score"]], expected, atol=2e-6)
         else:
             values = line["probabilities"].values()
             shares = np.array([list(v.values()) if isinstance(v, dict) else v for v in values])
-            expected = tempered(expected, temperatures[known["condition"]] if known else 1.0)
+            expected = tempered(
+                expected, temperatures[reliability["condition"]] if reliability else 1.0
+            )
             np.testing.assert_allclose(shares, expected, atol=2e-6)
         for m, share in line["used"].items():
-            seen = samples.present[m][row] & ~dropped[m][row]
-            assert share == pytest.approx(float(seen.sum() / samples.exists[m][row].sum()))
+            visible = samples.present[m][row] & ~dropped[m][row]
+            assert share == pytest.approx(float(visible.sum() / samples.exists[m][row].sum()))
 
 
-def test_conditions_that_take_nothing_away_or_all(tmp_path: Path) -> None:
+def test_conditions_that_remove_nothing_or_everything_are_refused(tmp_path: Path) -> None:
     predictor, out = Predictor(student()), tmp_path / "p.csv"
     dataset = package.load_dataset(
         unlabelled(tmp_path, vision=None, vision_lengths=None), targets=False
     )
-    for name, words in (
+    for name, message in (
         ("natural", "condition 'natural' removes no frames; name the modalities to keep"),
         ("noise-0.5", "condition 'noise-0.5' removes no frames"),
         (
@@ -351,7 +359,7 @@ def test_conditions_that_take_nothing_away_or_all(tmp_path: Path) -> None:
         ),
         ("smell", "unknown condition 'smell'; available: complete, language"),
     ):
-        with pytest.raises(CorrKDError, match=words):
+        with pytest.raises(CorrKDError, match=message):
             predict_file(predictor, dataset, out, condition=name)
     predict_file(predictor, dataset, out, condition="audio+vision")
     assert set(pd.read_csv(out)["condition"]) == {"audio"}
@@ -361,11 +369,12 @@ def test_conditions_that_take_nothing_away_or_all(tmp_path: Path) -> None:
 # batch by batch
 
 
-class Watched:
-    """Frames that may be taken a batch at a time, the next when the last is gone."""
+class TrackedFrames:
+    """Frames that must be read a batch at a time, each after the last one is freed."""
 
-    def __init__(self, frames: np.ndarray, most: int) -> None:
-        self.frames, self.most, self.shape, self.ndim = frames, most, frames.shape, frames.ndim
+    def __init__(self, frames: np.ndarray, batch_size: int) -> None:
+        self.frames, self.batch_size = frames, batch_size
+        self.shape, self.ndim = frames.shape, frames.ndim
         self.alive = 0
         self.taken: list[int] = []
 
@@ -376,31 +385,31 @@ class Watched:
         import weakref
 
         assert self.alive == 0, "the batch before is still held"
-        out = self.frames[rows].view(Kept)
-        assert len(out) <= self.most
+        out = self.frames[rows].view(TrackedArray)
+        assert len(out) <= self.batch_size
         self.taken += np.arange(len(self.frames))[rows].tolist()
         self.alive += 1
-        weakref.finalize(out, self.gone)
+        weakref.finalize(out, self.freed)
         return out
 
-    def gone(self) -> None:
+    def freed(self) -> None:
         self.alive -= 1
 
 
-class Kept(np.ndarray):
-    """An array that can be watched."""
+class TrackedArray(np.ndarray):
+    """An array whose lifetime can be tracked."""
 
 
-def test_frames_are_taken_a_batch_at_a_time(tmp_path: Path) -> None:
+def test_frames_are_read_a_batch_at_a_time(tmp_path: Path) -> None:
     split = dataset_of().split("test")
-    watched = {m: Watched(x, 5) for m, x in split.frames.items()}
+    watched = {m: TrackedFrames(x, 5) for m, x in split.frames.items()}
     dataset = MultimodalDataset(name="x", splits={"test": replace(split, frames=watched)})  # type: ignore[arg-type]
     done: list[int] = []
     predict_file(
         Predictor(student()), dataset, tmp_path / "p.csv", batch_size=5, on_batch=done.append
     )
     assert done == [5] * 7 + [1]
-    glimpsed = list(range(0, 36, 3))  # by which the data is known again, one by one
+    glimpsed = list(range(0, 36, 3))  # read one by one to fingerprint the data
     assert all(w.taken == glimpsed + list(range(36)) for w in watched.values())
     predict_file(
         Predictor(student()),
@@ -411,14 +420,14 @@ def test_frames_are_taken_a_batch_at_a_time(tmp_path: Path) -> None:
     assert (tmp_path / "p.csv").read_bytes() == (tmp_path / "q.csv").read_bytes()
 
 
-def test_rows_are_read_when_they_are_written(tmp_path: Path) -> None:
-    """From a file at a time, and no further than asked."""
+def test_rows_are_read_lazily(tmp_path: Path) -> None:
+    """One file at a time, and no further than requested."""
     line = {"id": "a", "label": "b", "used": {}, "reliability": None}
     files = [tmp_path / f"{n}.jsonl" for n in range(2)]
     files[0].write_text(f"{json.dumps(line)}\n" * 3)
     rows = prediction_table.rows(files)
     assert [next(rows)["id"] for _ in range(3)] == ["a"] * 3
-    files[1].write_text("{\n")  # not looked at before
+    files[1].write_text("{\n")  # not read before
     with pytest.raises(
         CorrKDError, match=r"1.jsonl: damaged; delete it, so that its samples are predicted again"
     ):
@@ -426,7 +435,7 @@ def test_rows_are_read_when_they_are_written(tmp_path: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# stopped and started
+# interrupted and resumed
 
 
 @pytest.fixture(scope="module")
@@ -443,13 +452,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def command(model: Path, data: Path, out: Path, *words: object, **options: Any) -> Ended:
+def command(model: Path, data: Path, out: Path, *arguments: object, **options: Any) -> Ended:
     return corrkd(
-        "predict", model, "--data", data, "--out", out, "--batch-size", 16, *words, **options
+        "predict", model, "--data", data, "--out", out, "--batch-size", 16, *arguments, **options
     )
 
 
-def left(folder: Path) -> list[str]:
+def files_in(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
 
 
@@ -466,15 +475,17 @@ def stopped_after(count: int) -> Any:
 
 
 @pytest.fixture(scope="module")
-def whole(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, bytes]:
-    """What nobody stopped, by ending."""
+def uninterrupted(
+    model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, bytes]:
+    """Return the outputs of uninterrupted runs by suffix."""
     folder = tmp_path_factory.mktemp("whole")
     for suffix in FORMATS:
         done = command(model, data, folder / f"p{suffix}")
         assert done.code == 0, done.err
         assert done.out == f"{folder / f'p{suffix}'}: 114 samples\n"
         assert "prediction: 114/114" in done.err
-    assert left(folder) == ["p.csv", "p.jsonl", "p.parquet"]
+    assert files_in(folder) == ["p.csv", "p.jsonl", "p.parquet"]
     return {p.suffix: p.read_bytes() for p in folder.iterdir()}
 
 
@@ -489,31 +500,29 @@ HOOKS = [("pathlib:Path", "write_bytes"), ("os", "fsync"), ("os", "replace")]
         for j, suffix in enumerate(FORMATS)
     ],
 )
-def test_killed_again_and_again(
+def test_killed_repeatedly(
     hook: tuple[str, str],
     suffix: str,
     model: Path,
     data: Path,
-    whole: Mapping[str, bytes],
+    uninterrupted: Mapping[str, bytes],
     tmp_path: Path,
 ) -> None:
-    """At the third write of every process: a part of two, half written, beside its place, or before
-    it takes it.
-    """
-    out, parts, times = tmp_path / f"p{suffix}", tmp_path / f".p{suffix}.parts", 0
+    """Every process is killed at its third write."""
+    out, parts_folder, times = tmp_path / f"p{suffix}", tmp_path / f".p{suffix}.parts", 0
     while (ended := command(model, data, out, first=ends_at(*hook, 3))).code != 0:
         assert ended.code == -signal.SIGKILL, ended
         assert not out.exists()
         times += 1
         # The first process writes the note, too.
-        assert len(list(parts.glob("part-*"))) == 2 * times - 1
-        assert len(list(parts.glob(".*.part"))) <= 1  # an earlier process's are gone
+        assert len(list(parts_folder.glob("part-*"))) == 2 * times - 1
+        assert len(list(parts_folder.glob(".*.part"))) <= 1  # earlier ones are deleted
     assert times >= 3
-    assert out.read_bytes() == whole[suffix]
-    assert left(tmp_path) == [out.name]
+    assert out.read_bytes() == uninterrupted[suffix]
+    assert files_in(tmp_path) == [out.name]
 
 
-def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_batches_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor, dataset, out = Predictor(student()), dataset_of(), tmp_path / "p.csv"
     predict_file(predictor, dataset, tmp_path / "whole.csv", batch_size=16)
     with pytest.raises(KeyboardInterrupt):
@@ -540,22 +549,24 @@ def test_a_batch_that_was_changed_is_predicted_again(tmp_path: Path) -> None:
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
-def test_control_c(model: Path, data: Path, whole: Mapping[str, bytes], tmp_path: Path) -> None:
+def test_control_c(
+    model: Path, data: Path, uninterrupted: Mapping[str, bytes], tmp_path: Path
+) -> None:
     out = tmp_path / "p.csv"
     ended = command(model, data, out, first=ends_at("os", "fsync", 4, signal.SIGINT))
     assert ended.code == 130
     assert ended.err.splitlines()[-1].startswith("interrupted; ")
     assert "predict continue when started again" in ended.err
     assert "Traceback" not in ended.err
-    assert left(tmp_path / ".p.csv.parts") == [
+    assert files_in(tmp_path / ".p.csv.parts") == [
         ".lock",
         "about.json",
         "part-00000000.jsonl",
         "part-00000001.jsonl",
     ]
     assert command(model, data, out).code == 0
-    assert out.read_bytes() == whole[".csv"]
-    assert left(tmp_path) == ["p.csv"]
+    assert out.read_bytes() == uninterrupted[".csv"]
+    assert files_in(tmp_path) == ["p.csv"]
 
 
 @pytest.mark.parametrize("hook", [("os", "fsync"), ("os", "replace")])
@@ -565,39 +576,37 @@ def test_killed_at_the_output(
     hook: tuple[str, str],
     model: Path,
     data: Path,
-    whole: Mapping[str, bytes],
+    uninterrupted: Mapping[str, bytes],
     tmp_path: Path,
 ) -> None:
-    """After the note and eight batches; what is left of it lies in the hidden folder and goes with
-    it.
-    """
+    """After the note and eight batches; the hidden folder has the remains and is deleted."""
     out = tmp_path / f"p{suffix}"
     assert command(model, data, out, first=ends_at(*hook, 10)).code == -signal.SIGKILL
     assert [p.name for p in tmp_path.iterdir()] == [f".p{suffix}.parts"]
     assert list(tmp_path.rglob("*.part"))
     assert command(model, data, out).code == 0
-    assert out.read_bytes() == whole[suffix]
-    assert left(tmp_path) == [out.name]
+    assert out.read_bytes() == uninterrupted[suffix]
+    assert files_in(tmp_path) == [out.name]
 
 
-def test_killed_with_the_output_in_place(
-    model: Path, data: Path, whole: Mapping[str, bytes], tmp_path: Path
+def test_killed_after_writing_the_output(
+    model: Path, data: Path, uninterrupted: Mapping[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "p.csv"
     first = ends_at("shutil", "rmtree", 1)
     assert command(model, data, out, first=first).code == -signal.SIGKILL
-    assert out.read_bytes() == whole[".csv"]
+    assert out.read_bytes() == uninterrupted[".csv"]
     assert "already exists" in command(model, data, out).line
     assert command(model, data, out, "--overwrite").code == 0
-    assert out.read_bytes() == whole[".csv"]
-    assert left(tmp_path) == ["p.csv"]
+    assert out.read_bytes() == uninterrupted[".csv"]
+    assert files_in(tmp_path) == ["p.csv"]
 
 
-def test_half_done_with_other_arguments(tmp_path: Path) -> None:
+def test_resuming_with_other_arguments_is_refused(tmp_path: Path) -> None:
     predictor, dataset, out = Predictor(student()), dataset_of(), tmp_path / "p.csv"
     with pytest.raises(KeyboardInterrupt):
         predict_file(predictor, dataset, out, batch_size=16, on_batch=stopped_after(2))
-    before = left(tmp_path)
+    before = files_in(tmp_path)
     hotter = student()
     assert hotter.evaluated is not None
     changed = tuple(c.model_copy(update={"temperature": 3.0}) for c in hotter.evaluated.conditions)
@@ -607,7 +616,7 @@ def test_half_done_with_other_arguments(tmp_path: Path) -> None:
     moved = replace(
         dataset, splits={**dataset.splits, "test": replace(dataset.split("test"), frames=frames)}
     )
-    for other, what in (
+    for other, difference in (
         ({"batch_size": 17}, "samples at a time"),
         ({"batch_size": 16, "split": "test"}, "data, split"),
         ({"batch_size": 16, "condition": "audio"}, "condition"),
@@ -620,11 +629,11 @@ def test_half_done_with_other_arguments(tmp_path: Path) -> None:
         with pytest.raises(CorrKDError) as caught:
             predict_file(**{"predictor": predictor, "dataset": dataset, "out": out, **other})  # type: ignore[arg-type]
         assert str(caught.value) == (
-            f"{out}: half done, but with a different {what}; continue with the same one, or "
+            f"{out}: half done, but with a different {difference}; continue with the same one, or "
             f"start again with --overwrite"
         )
-        assert left(tmp_path) == before
-    # The same arguments go on, whether an output may be replaced or not; others start anew.
+        assert files_in(tmp_path) == before
+    # The same arguments continue, with `overwrite` or without; others start again.
     done: list[int] = []
     with pytest.raises(KeyboardInterrupt):
         predict_file(
@@ -642,10 +651,10 @@ def test_half_done_with_other_arguments(tmp_path: Path) -> None:
     )
     predict_file(predictor, dataset, tmp_path / "q.csv", batch_size=17, condition="audio")
     assert out.read_bytes() == (tmp_path / "q.csv").read_bytes()
-    assert left(tmp_path) == ["p.csv", "q.csv"]
+    assert files_in(tmp_path) == ["p.csv", "q.csv"]
 
 
-def test_an_output_that_is_there(tmp_path: Path) -> None:
+def test_an_existing_output(tmp_path: Path) -> None:
     predictor, dataset, out = Predictor(student()), dataset_of(), tmp_path / "p.csv"
     out.write_text("mine")
     with pytest.raises(
@@ -659,7 +668,7 @@ def test_an_output_that_is_there(tmp_path: Path) -> None:
     assert out.read_text() == "mine"
     predict_file(predictor, dataset, out, batch_size=16, overwrite=True)
     assert len(pd.read_csv(out)) == 114
-    assert left(tmp_path) == ["p.csv"]
+    assert files_in(tmp_path) == ["p.csv"]
 
 
 def test_one_process_at_a_time(model: Path, data: Path, tmp_path: Path) -> None:
@@ -674,7 +683,7 @@ def test_one_process_at_a_time(model: Path, data: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def limited(size: int) -> None:
+def limit_file_size(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
@@ -682,42 +691,40 @@ def limited(size: int) -> None:
 @pytest.mark.parametrize("size", [1500, 5000])
 def test_a_full_disk(size: int, suffix: str, model: Path, data: Path, tmp_path: Path) -> None:
     """At a batch, and at the table."""
-    out, words = tmp_path / f"p{suffix}", ("--batch-size", 4)
-    line = command(model, data, out, *words, first=partial(limited, size)).line
+    out, options = tmp_path / f"p{suffix}", ("--batch-size", 4)
+    line = command(model, data, out, *options, first=partial(limit_file_size, size)).line
     assert "cannot be written: " in line
     assert "File too large" in line
     assert not out.exists()
     assert not list(tmp_path.rglob("*.part"))
-    parts = list((tmp_path / f".p{suffix}.parts").glob("part-*"))
-    assert len(parts) == (0 if size == 1500 else 29)
-    assert command(model, data, out, *words).code == 0
+    part_files = list((tmp_path / f".p{suffix}.parts").glob("part-*"))
+    assert len(part_files) == (0 if size == 1500 else 29)
+    assert command(model, data, out, *options).code == 0
     assert len(read(out)) == (114 if suffix == ".jsonl" else 228)
-    assert left(tmp_path) == [out.name]
+    assert files_in(tmp_path) == [out.name]
 
 
-def test_a_network_that_answers_with_no_numbers(tmp_path: Path) -> None:
+def test_a_network_that_returns_nan(tmp_path: Path) -> None:
     saved = student()
     with torch.no_grad():
         next(saved.network.parameters()).fill_(torch.nan)
     with pytest.raises(CorrKDError, match=r"samples train-0 to train-15: the network returned NaN"):
         predict_file(Predictor(saved), dataset_of(), tmp_path / "p.csv", batch_size=16)
-    assert left(tmp_path) == []
+    assert files_in(tmp_path) == []
 
 
 # --------------------------------------------------------------------------------------------------
-# as a user types it
+# on the command line
 
 
 def test_errors_are_one_line(model: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
-    for out, words in (
+    for out, message in (
         ("p.txt", "p.txt: the output's name must end in .csv, .parquet or .jsonl"),
         ("p", "p: the output's name must end in"),
         ("folder.csv", "folder.csv: is a folder; name a file"),
     ):
-        assert (
-            words in command(model, "nowhere", tmp_path / out).line
-        )  # before the data is looked for
+        assert message in command(model, "nowhere", tmp_path / out).line  # before the data is read
     assert "nowhere: no such file" in command(model, "nowhere", tmp_path / "p.csv").line
     assert (
         "has no split 'later'; it has train, valid, test"
@@ -736,10 +743,10 @@ def test_errors_are_one_line(model: Path, data: Path, tmp_path: Path) -> None:
         in command(model, data, tmp_path / "p.csv", "--device", "gpu").line
     )
     assert "--batch-size" in command(model, data, tmp_path / "p.csv", "--batch-size", 0).line
-    assert left(tmp_path) == ["folder.csv"]
+    assert files_in(tmp_path) == ["folder.csv"]
 
 
-def test_of_new_recordings(model: Path, served: Path, tmp_path: Path) -> None:
+def test_new_samples(model: Path, served: Path, tmp_path: Path) -> None:
     gaze = np.ones((20, 3, 7))
     gaze[4, 1, 2] = np.nan
     path = unlabelled(tmp_path, vision=None, vision_lengths=None, gaze=gaze)
@@ -752,7 +759,7 @@ def test_of_new_recordings(model: Path, served: Path, tmp_path: Path) -> None:
     assert "note: the model does not use gaze: ignored\n" in done.err
     assert pd.read_csv(tmp_path / "new" / "p.csv").groupby("id").size().tolist() == [2] * 20
     shutil.rmtree(tmp_path / "new")
-    # They open by memory map once they are converted, and train nothing.
+    # They can be converted, but not used for training.
     assert corrkd("data", "convert", path, tmp_path / "new.safetensors").code == 0
     assert command(model, tmp_path / "new.safetensors", tmp_path / "p.parquet").code == 0
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny()))
@@ -766,9 +773,9 @@ def test_of_new_recordings(model: Path, served: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_of_a_run_and_its_own_data(served: Path, tmp_path: Path) -> None:
-    """`synthetic` is the run's own, and what is said of it is what the run said."""
-    words = (
+def test_a_run_on_its_data(served: Path, tmp_path: Path) -> None:
+    """Predictions for the run's dataset match those of the run."""
+    arguments = (
         "predict",
         served,
         "--data",
@@ -778,17 +785,17 @@ def test_of_a_run_and_its_own_data(served: Path, tmp_path: Path) -> None:
         "--condition",
         "language+audio",
     )
-    done = corrkd(*words, "--out", tmp_path / "p.parquet")
+    done = corrkd(*arguments, "--out", tmp_path / "p.parquet")
     assert done.code == 0, done.err
-    own = pd.read_parquet(served / "synthetic" / "seed-0" / "student" / "predictions.parquet")
-    own = own[own["condition"] == "language+audio"]
-    saved, found = load_student(served), pd.read_parquet(tmp_path / "p.parquet")
+    stored = pd.read_parquet(served / "synthetic" / "seed-0" / "student" / "predictions.parquet")
+    stored = stored[stored["condition"] == "language+audio"]
+    saved, table = load_student(served), pd.read_parquet(tmp_path / "p.parquet")
     assert saved.evaluated is not None
     names = saved.target.classes
-    assert found["id"].tolist() == own["id"].tolist()
-    assert found["label"].tolist() == [names[k] for k in own["prediction"]]
+    assert table["id"].tolist() == stored["id"].tolist()
+    assert table["label"].tolist() == [names[k] for k in stored["prediction"]]
     temperature = next(
         c.temperature for c in saved.evaluated.conditions if c.name == "language+audio"
     )
-    expected = tempered(own[[f"p_{k}" for k in range(3)]].to_numpy(), temperature)
-    np.testing.assert_allclose(found[[f"p_{name}" for name in names]], expected, atol=1e-5)
+    expected = tempered(stored[[f"p_{k}" for k in range(3)]].to_numpy(), temperature)
+    np.testing.assert_allclose(table[[f"p_{name}" for name in names]], expected, atol=1e-5)

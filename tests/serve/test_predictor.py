@@ -40,10 +40,8 @@ def response_of(prediction: Prediction) -> np.ndarray:
 
 
 @pytest.mark.parametrize("target", ["classes", "questions", "score"])
-def test_predicts_what_the_evaluation_tested(target: str) -> None:
-    """Under every condition, with the dropped frames marked: the sweep's responses, with the
-    condition's temperature.
-    """
+def test_matches_the_evaluation(target: str) -> None:
+    """Under every condition, with the dropped frames marked and the condition's temperature."""
     saved, dataset = student(target), dataset_for(target)
     split, predictor = dataset.split("test"), Predictor(student(target))
     samples = samples_of(saved, dataset, "test", device=torch.device("cpu"))
@@ -56,22 +54,24 @@ def test_predicts_what_the_evaluation_tested(target: str) -> None:
     temperatures = {c.name: c.temperature for c in saved.evaluated.conditions}
     for result in sweep(saved.network, samples, conditions):
         dropped = result.condition.dropped(samples.without_frames(), seed=2024, draw=0)
-        given = []
+        inputs = []
         for row in range(len(split)):
             sample = sample_of(split, row)
             masks = {f"{m}_present": ~dropped[m][row, : len(x)].numpy() for m, x in sample.items()}
-            given.append(sample | masks)
-        found = predictor.predict(given, batch_size=7)
-        assert len(found) == len(split)
-        for row, prediction in enumerate(found):
-            known = prediction.reliability
+            inputs.append(sample | masks)
+        results = predictor.predict(inputs, batch_size=7)
+        assert len(results) == len(split)
+        for row, prediction in enumerate(results):
+            reliability = prediction.reliability
             expected = result.response[row]
             if target != "score":
-                expected = tempered(expected, temperatures[known.condition] if known else 1.0)
+                expected = tempered(
+                    expected, temperatures[reliability.condition] if reliability else 1.0
+                )
             np.testing.assert_allclose(response_of(prediction), expected, atol=2e-6)
             if result.condition.kind == "modalities":
-                assert known is not None
-                assert (known.condition, known.harder) == (result.condition.name, False)
+                assert reliability is not None
+                assert (reliability.condition, reliability.harder) == (result.condition.name, False)
                 assert {m for m, share in prediction.used.items() if share} == set(
                     result.condition.available
                 )
@@ -89,10 +89,8 @@ def test_one_sample_alone_and_among_others() -> None:
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_every_network_predicts_what_was_tested(name: str) -> None:
-    """Whatever the network, batches and lengths: what it says of a sample with the same frames
-    dropped in an evaluation.
-    """
+def test_every_network_matches_the_evaluation(name: str) -> None:
+    """For any batch size, with the same frames dropped as in the evaluation."""
     saved, dataset = baseline(name), dataset_for("classes")
     if saved.network.reads_conversations:
         with pytest.raises(
@@ -104,48 +102,50 @@ def test_every_network_predicts_what_was_tested(name: str) -> None:
     tested = samples_of(saved, dataset, "test", device=torch.device("cpu"))
     for result in sweep(saved.network, tested, subsets(dataset.modalities)):
         dropped = result.condition.dropped(tested.without_frames(), seed=2024, draw=0)
-        given = []
+        inputs = []
         for row in range(len(split)):
             sample = sample_of(split, row)
-            given.append(
+            inputs.append(
                 sample
                 | {f"{m}_present": ~dropped[m][row, : len(x)].numpy() for m, x in sample.items()}
             )
-        for size, count in ((1, 6), (7, len(given))):
-            found = np.stack(
-                [response_of(p) for p in predictor.predict(given[:count], batch_size=size)]
+        for size, count in ((1, 6), (7, len(inputs))):
+            responses = np.stack(
+                [response_of(p) for p in predictor.predict(inputs[:count], batch_size=size)]
             )
-            np.testing.assert_allclose(found, result.response[:count], atol=1e-5)
+            np.testing.assert_allclose(responses, result.response[:count], atol=1e-5)
 
 
-def test_what_is_missing_may_be_said_in_several_ways() -> None:
+def test_missing_frames_may_be_marked_in_several_ways() -> None:
     predictor, split = Predictor(student()), dataset_for("classes").split("test")
     row = int(split.lengths["language"].argmax())
     sample = sample_of(split, row)
     frames = sample["language"]
-    whole = {"audio": sample["audio"], "vision": sample["vision"]}
-    assert predictor.predict(whole) == predictor.predict({**whole, "language": None})
-    listed = [None if place % 2 else frame.tolist() for place, frame in enumerate(frames)]
+    others = {"audio": sample["audio"], "vision": sample["vision"]}
+    assert predictor.predict(others) == predictor.predict({**others, "language": None})
+    listed = [None if i % 2 else frame.tolist() for i, frame in enumerate(frames)]
     masked = frames.copy()
-    masked[1::2] = np.nan  # what stands at a missing place is not looked at
+    masked[1::2] = np.nan  # the values of missing frames are ignored
     present = np.arange(len(frames)) % 2 == 0
-    one = predictor.predict({**whole, "language": listed})
-    assert one == predictor.predict({**whole, "language": masked, "language_present": present})
-    assert one.used == {"language": present.mean(), "audio": 1.0, "vision": 1.0}
-    assert one.reliability is not None
-    assert one.reliability.harder is (one.reliability.condition == "ratio-0.0")
+    prediction = predictor.predict({**others, "language": listed})
+    assert prediction == predictor.predict(
+        {**others, "language": masked, "language_present": present}
+    )
+    assert prediction.used == {"language": present.mean(), "audio": 1.0, "vision": 1.0}
+    assert prediction.reliability is not None
+    assert prediction.reliability.harder is (prediction.reliability.condition == "ratio-0.0")
     vector = predictor.predict({"audio": sample["audio"][0]})
     assert vector == predictor.predict({"audio": sample["audio"][:1]})
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"vision": None}, {"vision": [None]}, {"vision": [None] * 6}]
+    "extra", [{}, {"vision": None}, {"vision": [None]}, {"vision": [None] * 6}]
 )
-def test_a_missing_modality_is_as_long_as_usual(given: dict[str, Any]) -> None:
+def test_a_missing_modality_is_as_long_as_usual(extra: dict[str, Any]) -> None:
     from corrkd.serve.standalone import collate, read_sample
 
     predictor = Predictor(student())
-    rows = {"language": np.ones((2, 5)), "audio": np.ones((4, 3)), **given}
+    rows = {"language": np.ones((2, 5)), "audio": np.ones((4, 3)), **extra}
     arrays = collate([read_sample(rows, predictor.card)], predictor.card)
     usual = predictor.saved.normalisation.lengths["vision"]
     assert usual not in (1, 2, 4, 6)
@@ -172,15 +172,15 @@ def test_a_missing_modality_is_no_longer_than_the_model_reads(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("target", ["classes", "questions", "score"])
-def test_sets_hold_what_cannot_be_ruled_out(target: str) -> None:
+def test_sets_contain_what_cannot_be_ruled_out(target: str) -> None:
     saved = student(target, level=0.9)
     assert saved.evaluated is not None
     thresholds = {c.name: c.threshold for c in saved.evaluated.conditions}
     predictor, split = Predictor(saved), dataset_for(target).split("test")
     for row in range(12):
         sample = sample_of(split, row)
-        for shown, name in ((sample, "complete"), ({"audio": sample["audio"]}, "audio")):
-            prediction, threshold = predictor.predict(shown), thresholds[name]
+        for visible, name in ((sample, "complete"), ({"audio": sample["audio"]}, "audio")):
+            prediction, threshold = predictor.predict(visible), thresholds[name]
             assert threshold is not None
             if target == "score":
                 assert prediction.interval == (
@@ -194,12 +194,12 @@ def test_sets_hold_what_cannot_be_ruled_out(target: str) -> None:
                 if target == "questions"
                 else {"": prediction.probabilities}
             )
-            held = (
+            sets = (
                 prediction.prediction_set
                 if target == "questions"
                 else {"": prediction.prediction_set}
             )
-            assert held == {
+            assert sets == {
                 q: [c for c, p in shares.items() if 1 - p <= threshold]
                 for q, shares in nested.items()
             }
@@ -209,11 +209,11 @@ def test_sets_hold_what_cannot_be_ruled_out(target: str) -> None:
 @given(st.data())
 @settings(deadline=None, max_examples=40)
 def test_any_lengths_any_subset(data: st.DataObject) -> None:
-    """Probabilities sum to one, shares are those given, and the answer is JSON."""
+    """Probabilities sum to one, shares match the masks, and the prediction is valid JSON."""
     predictor = Predictor(student())
-    chosen = data.draw(st.sets(st.sampled_from(sorted(WIDTHS)), min_size=1))
+    modalities = data.draw(st.sets(st.sampled_from(sorted(WIDTHS)), min_size=1))
     sample: dict[str, Any] = {}
-    for m in sorted(chosen):
+    for m in sorted(modalities):
         length = data.draw(st.integers(1, 9))
         sample[m] = np.random.default_rng(length).normal(size=(length, WIDTHS[m])) * data.draw(
             st.sampled_from([1, 1e4])
@@ -226,7 +226,7 @@ def test_any_lengths_any_subset(data: st.DataObject) -> None:
     assert sum(prediction.probabilities.values()) == pytest.approx(1)
     assert prediction.probabilities[prediction.label] == max(prediction.probabilities.values())
     for m in WIDTHS:
-        assert prediction.used[m] == (np.mean(sample[f"{m}_present"]) if m in chosen else 0.0)
+        assert prediction.used[m] == (np.mean(sample[f"{m}_present"]) if m in modalities else 0.0)
     assert json.loads(json.dumps(prediction.to_json()))["label"] == prediction.label
 
 
@@ -255,11 +255,11 @@ BAD: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("sample", "words"), BAD, ids=[words[:40] for _, words in BAD])
-def test_bad_samples_are_one_clear_line(sample: Any, words: str) -> None:
+@pytest.mark.parametrize(("sample", "message"), BAD, ids=[message[:40] for _, message in BAD])
+def test_bad_samples_are_refused_in_one_line(sample: Any, message: str) -> None:
     predictor = Predictor(student())
     good = {"audio": np.zeros((2, 3))}
-    with pytest.raises(CorrKDError, match=words) as caught:
+    with pytest.raises(CorrKDError, match=message) as caught:
         predictor.predict(sample if isinstance(sample, dict) else [sample, good])
     assert "\n" not in str(caught.value)
     with pytest.raises(CorrKDError, match=r"^sample 1"):
@@ -275,7 +275,7 @@ def test_a_sample_longer_than_learned_positions() -> None:
         predictor.predict({"audio": np.zeros((7, 3))})
 
 
-def test_conditions_that_were_not_tested_tell_nothing() -> None:
+def test_untested_conditions_have_no_reliability() -> None:
     saved = student(level=0.9)
     for tested in (None, replace_conditions(saved, ("complete",))):
         prediction = Predictor(replace(saved, evaluated=tested)).predict(
@@ -286,8 +286,8 @@ def test_conditions_that_were_not_tested_tell_nothing() -> None:
 
 
 def replace_conditions(saved: Any, names: tuple[str, ...]) -> Any:
-    kept = tuple(c for c in saved.evaluated.conditions if c.name in names)
-    return saved.evaluated.model_copy(update={"conditions": kept})
+    conditions = tuple(c for c in saved.evaluated.conditions if c.name in names)
+    return saved.evaluated.model_copy(update={"conditions": conditions})
 
 
 def test_the_nearest_share_of_missing_frames() -> None:
@@ -300,10 +300,10 @@ def test_the_nearest_share_of_missing_frames() -> None:
         (0.8, "ratio-1.0"),
     ):
         masks = {f"{m}_present": np.arange(20) >= round(20 * share) for m in WIDTHS}
-        known = predictor.predict(frames | masks).reliability
-        assert known is not None
-        assert known.condition == expected
-        assert known.harder is (float(expected[-3:]) < share)
+        reliability = predictor.predict(frames | masks).reliability
+        assert reliability is not None
+        assert reliability.condition == expected
+        assert reliability.harder is (float(expected[-3:]) < share)
     nothing = predictor.predict(
         frames | {f"{m}_present": np.zeros(20, bool) for m in WIDTHS}
     ).reliability
@@ -311,12 +311,12 @@ def test_the_nearest_share_of_missing_frames() -> None:
     assert nothing.condition == "ratio-1.0"
 
 
-def test_what_the_training_data_lacks_anyway_is_no_harder() -> None:
+def test_usually_missing_frames_are_not_harder() -> None:
     missing = UsualMissing({"language": 0.3, "audio": 0.1, "vision": 0.0}, 0.15)
     saved = replace(student(level=0.9), missing=missing)
     predictor = Predictor(saved)
     frames = {m: np.zeros((20, width)) for m, width in WIDTHS.items()}
-    for lost, missed, expected in (
+    for language, others, expected in (
         (0.3, {}, ("complete", False)),
         (0.35, {}, ("ratio-0.0", True)),
         (0.0, {"audio": 0.1}, ("complete", False)),
@@ -327,38 +327,41 @@ def test_what_the_training_data_lacks_anyway_is_no_harder() -> None:
         (0.35, {"audio": 1.0}, ("language+vision", True)),
         (0.0, {"audio": 1.0, "vision": 0.05}, ("language+vision", True)),
     ):
-        shares = {"language": lost, **missed}
+        shares = {"language": language, **others}
         masks = {f"{m}_present": np.arange(20) >= round(20 * share) for m, share in shares.items()}
-        found = predictor.predict(frames | masks)
-        assert found.reliability is not None
-        assert (found.reliability.condition, found.reliability.harder) == expected
-        assert (found.prediction_set is None) == expected[1]
+        prediction = predictor.predict(frames | masks)
+        assert prediction.reliability is not None
+        assert (prediction.reliability.condition, prediction.reliability.harder) == expected
+        assert (prediction.prediction_set is None) == expected[1]
 
 
 @pytest.mark.parametrize("target", ["classes", "questions", "score"])
 def test_explains_what_it_predicts(target: str) -> None:
-    """Its probability, or score, is the prediction's, under that condition's temperature."""
+    """The explained probability or score is the prediction's."""
     predictor, split = Predictor(student(target)), dataset_for(target).split("test")
     sample = sample_of(split, 1)
     question = "sad" if target == "questions" else None
-    for shown in (sample, {"audio": sample["audio"]}):
-        prediction, why = predictor.predict(shown), predictor.explain(shown, question=question)
+    for visible in (sample, {"audio": sample["audio"]}):
+        prediction = predictor.predict(visible)
+        explanation = predictor.explain(visible, question=question)
         if target == "score":
-            assert why.value == pytest.approx(prediction.score, abs=1e-5)
+            assert explanation.value == pytest.approx(prediction.score, abs=1e-5)
             continue
         assert prediction.probabilities is not None
         shares = prediction.probabilities[question] if question else prediction.probabilities
-        assert why.label == max(shares, key=lambda name: shares[name])
-        assert why.probability == pytest.approx(shares[why.label], abs=1e-5)
-        other = predictor.explain(shown, question=question, label=predictor.saved.target.classes[0])
+        assert explanation.label == max(shares, key=lambda name: shares[name])
+        assert explanation.probability == pytest.approx(shares[explanation.label], abs=1e-5)
+        other = predictor.explain(
+            visible, question=question, label=predictor.saved.target.classes[0]
+        )
         assert other.probability == pytest.approx(
             shares[predictor.saved.target.classes[0]], abs=1e-5
         )
-        if len(shown) == 1:
-            assert {m for m, effect in why.modalities.items() if effect.value} == {"audio"}
+        if len(visible) == 1:
+            assert {m for m, effect in explanation.modalities.items() if effect.value} == {"audio"}
 
 
-def test_explains_nothing_that_the_model_does_not_say() -> None:
+def test_explaining_unknown_outputs_is_refused() -> None:
     sample = {"audio": np.zeros((2, 3))}
     with pytest.raises(CorrKDError, match="class 'purple' is not in this model, which has 0, 1, 2"):
         Predictor(student()).explain(sample, label="purple")
@@ -376,7 +379,7 @@ def test_explains_nothing_that_the_model_does_not_say() -> None:
 # on disk
 
 
-def test_save_and_load_again(tmp_path: Path) -> None:
+def test_save_and_load(tmp_path: Path) -> None:
     before = Predictor(student(level=0.9))
     before.save_pretrained(tmp_path / "model")
     assert {p.name for p in (tmp_path / "model").iterdir()} == {
@@ -404,7 +407,7 @@ def test_save_and_load_again(tmp_path: Path) -> None:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
 
 
-def test_saving_loses_nothing_that_was_saved(
+def test_a_failed_save_keeps_the_older_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Predictor(student()).save_pretrained(tmp_path / "model")
@@ -417,10 +420,10 @@ def test_saving_loses_nothing_that_was_saved(
         other.save_pretrained(tmp_path / "model")
     with monkeypatch.context() as patch:
 
-        def full(*_: Any) -> None:
+        def disk_full(*_: Any) -> None:
             raise CorrKDError("the disk is full")
 
-        patch.setattr(predictor_module, "write_card", full)
+        patch.setattr(predictor_module, "write_card", disk_full)
         with pytest.raises(CorrKDError, match="full"):
             other.save_pretrained(tmp_path / "model", overwrite=True)
     assert {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()} == files
@@ -429,7 +432,7 @@ def test_saving_loses_nothing_that_was_saved(
     assert "output is a score" in (tmp_path / "model" / "README.md").read_text()
 
 
-def test_from_a_run_with_its_own_tables(served: Path, tmp_path: Path) -> None:
+def test_from_a_run_with_its_tables(served: Path, tmp_path: Path) -> None:
     dataset = served / "synthetic"
     arm = dataset / "seed-0" / "student"
     for path in (served, dataset, dataset / "seed-0", arm, arm / "student.json", arm / "student"):
@@ -448,17 +451,17 @@ def test_from_a_run_with_its_own_tables(served: Path, tmp_path: Path) -> None:
     assert f"| complete | {100 * complete.measured['weighted_f1']:.2f} |" in card
 
 
-def test_the_reliability_is_the_runs(served: Path) -> None:
+def test_the_reliability_matches_the_runs_results(served: Path) -> None:
     import pandas as pd
 
     table = pd.read_csv(served / "results.csv")
-    own = table[
+    results = table[
         (table["method"] == "student") & (table["condition"] == "language+audio")
     ].set_index("metric")["value"]
     sample = {"language": np.zeros((4, 8)), "audio": np.zeros((4, 8))}
-    known = Predictor.from_pretrained(served).predict(sample).reliability
-    assert known is not None
-    assert known.measured == {m: pytest.approx(own[m]) for m in known.measured}
+    reliability = Predictor.from_pretrained(served).predict(sample).reliability
+    assert reliability is not None
+    assert reliability.measured == {m: pytest.approx(results[m]) for m in reliability.measured}
     assert {
         "weighted_f1",
         "accuracy",
@@ -467,10 +470,10 @@ def test_the_reliability_is_the_runs(served: Path) -> None:
         "ece_calibrated",
         "coverage",
         "set_size",
-    } == set(known.measured)
+    } == set(reliability.measured)
 
 
-def test_a_model_of_no_run(tmp_path: Path) -> None:
+def test_a_model_without_a_run(tmp_path: Path) -> None:
     save_network(tmp_path / "student", student())
     predictor = Predictor.from_pretrained(tmp_path / "student.safetensors")
     assert predictor.run is None
@@ -480,18 +483,18 @@ def test_a_model_of_no_run(tmp_path: Path) -> None:
 
 def test_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Predictor(student()).save_pretrained(tmp_path / "snapshot")
-    asked: list[tuple[str, dict[str, Any]]] = []
+    calls: list[tuple[str, dict[str, Any]]] = []
 
-    def download(name: str, **given: Any) -> str:
-        asked.append((name, given))
+    def download(name: str, **options: Any) -> str:
+        calls.append((name, options))
         return str(tmp_path / "snapshot")
 
     monkeypatch.setattr(predictor_module, "snapshot_download", download)
     predictor = Predictor.from_pretrained("somebody/students", revision="v1")
     assert predictor.card["about"]["seed"] == 3
-    (name, given), *others = asked
-    assert (name, given["revision"], others) == ("somebody/students", "v1", [])
-    assert given["allow_patterns"] == ["model.safetensors", "config.json", "README.md"]
+    (name, options), *others = calls
+    assert (name, options["revision"], others) == ("somebody/students", "v1", [])
+    assert options["allow_patterns"] == ["model.safetensors", "config.json", "README.md"]
 
 
 @pytest.mark.parametrize("text", [b"no JSON", b"[1]", b"\xff\xfe", b'{"format": 1}'])
@@ -516,20 +519,20 @@ def test_the_hub_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         Predictor.from_pretrained("somebody/students")
 
 
-def test_a_model_saved_inside_a_run_is_not_that_runs(served: Path, tmp_path: Path) -> None:
+def test_a_model_saved_inside_a_run_does_not_belong_to_it(served: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(served, tmp_path / "run"))
     Predictor(student("score")).save_pretrained(run / "other")
     for path in (run / "other", run / "other" / "config.json"):
-        found = Predictor.from_pretrained(path)
-        assert found.run is None
-        assert found.card["target"]["kind"] == "score"
-    found.save_pretrained(tmp_path / "again")
+        predictor = Predictor.from_pretrained(path)
+        assert predictor.run is None
+        assert predictor.card["target"]["kind"] == "score"
+    predictor.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "README.md").read_bytes() == (
         run / "other" / "README.md"
     ).read_bytes()
 
 
-def test_a_readme_that_is_there_is_kept(tmp_path: Path) -> None:
+def test_an_existing_readme_is_kept(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(CorrKDError, match=r"already contains README\.md; choose another folder"):
         Predictor(student()).save_pretrained(tmp_path)
@@ -561,7 +564,7 @@ def test_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(pushed) == {"model.safetensors", "config.json", "README.md"}
 
 
-def test_no_model_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
         CorrKDError, match="no such file or folder, and not the name of a model on the hub"
@@ -571,14 +574,14 @@ def test_no_model_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         Predictor.from_pretrained(tmp_path)
 
 
-def test_a_device_that_is_not_there() -> None:
+def test_an_unavailable_device() -> None:
     for name in ("gpu", "xpu", "cuda:99"):
         with pytest.raises(CorrKDError, match=f"device '{name}' cannot be used: .") as caught:
             Predictor(student(), device=name)
         assert "\n" not in str(caught.value)
 
 
-def test_samples_that_are_none() -> None:
+def test_invalid_samples() -> None:
     for wrong in (None, 5, np.zeros((4, 3))):
         with pytest.raises(
             CorrKDError, match=r"expected a mapping(, or several,| from modality to frames,) found "
@@ -586,7 +589,7 @@ def test_samples_that_are_none() -> None:
             Predictor(student()).predict(wrong)  # type: ignore[call-overload]
 
 
-def test_conversations_are_not_predicted_one_by_one() -> None:
+def test_networks_of_conversations_are_refused() -> None:
     saved = student()
     type(saved.network).reads_conversations = True
     try:
@@ -596,7 +599,7 @@ def test_conversations_are_not_predicted_one_by_one() -> None:
         type(saved.network).reads_conversations = False
 
 
-def test_one_surviving_frame_is_harder_and_has_no_set() -> None:
+def test_a_single_remaining_frame_is_harder_and_has_no_set() -> None:
     saved = student(level=0.9)
     frames = {m: np.zeros((12, width)) for m, width in WIDTHS.items()}
     alone = np.arange(12) == 0
@@ -611,21 +614,21 @@ def test_one_surviving_frame_is_harder_and_has_no_set() -> None:
     assert half.prediction_set is not None
 
 
-def test_long_samples_go_few_at_a_time() -> None:
-    """Attention's memory grows with the square of the longest."""
+def test_long_samples_are_predicted_in_small_batches() -> None:
+    """Attention's memory grows with the square of the longest sample."""
     predictor = Predictor(student())
-    given = [{"audio": np.zeros((length, 3))} for length in (900, 2, 1100, 3, 700, 700, 2)]
-    seen: list[tuple[int, int]] = []
+    inputs = [{"audio": np.zeros((length, 3))} for length in (900, 2, 1100, 3, 700, 700, 2)]
+    shapes: list[tuple[int, int]] = []
 
     def run(arrays: Any) -> Any:
-        seen.append((len(arrays["audio"].frames), arrays["audio"].frames.shape[1]))
+        shapes.append((len(arrays["audio"].frames), arrays["audio"].frames.shape[1]))
         return predictor.logits(arrays)
 
-    found = predictions(given, predictor.card, run)
-    assert sum(rows for rows, _ in seen) == 7
-    assert all(rows == 1 or rows * longest**2 <= 1 << 20 for rows, longest in seen)
-    assert max(rows for rows, _ in seen) >= 3
-    for sample, prediction in zip(given, found, strict=True):
+    results = predictions(inputs, predictor.card, run)
+    assert sum(rows for rows, _ in shapes) == 7
+    assert all(rows == 1 or rows * longest**2 <= 1 << 20 for rows, longest in shapes)
+    assert max(rows for rows, _ in shapes) >= 3
+    for sample, prediction in zip(inputs, results, strict=True):
         np.testing.assert_allclose(
             response_of(prediction), response_of(predictor.predict(sample)), atol=1e-6
         )

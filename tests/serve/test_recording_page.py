@@ -1,5 +1,5 @@
-"""A visitor's own recording on the page: chosen, or made with a camera and a microphone (Chromium's
-make-believe ones).
+"""A visitor's recording on the page: a file, or from a camera and a microphone (Chromium's fake
+ones).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from tests.serve.running import Running, running
 
 CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 TEXT = "I love this"
-# How many pixels of the outline are drawn over the video.
+# The number of the outline's pixels that are drawn over the video.
 DRAWN = """
 const canvas = document.getElementById("overlay");
 const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-return pixels.filter((value, place) => place % 4 === 3 && value > 0).length;
+return pixels.filter((value, index) => index % 4 === 3 && value > 0).length;
 """
 
 
@@ -30,8 +30,8 @@ return pixels.filter((value, place) => place % 4 === 3 && value > 0).length;
 def service(recordings_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with running(
         recordings_run, tmp_path_factory.mktemp("log") / "log", "--max-clip-seconds", "20"
-    ) as one:
-        yield one
+    ) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -42,26 +42,26 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chr
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A second with a face, and a second without."""
+    """Write a second with a face and a second without."""
     pictures = [with_face()] * 10 + [plain(100)] * 10
     return write_clip(tmp_path_factory.mktemp("clip") / "mine.webm", pictures, tone(2.0))
 
 
 class Visit(Page):
-    """A visit with a recording."""
+    """A visitor's view of the page with a recording."""
 
     def choose(self, path: Path) -> None:
         self.find("#clip-file").send_keys(str(path))
-        self.wait(lambda: self.said.startswith(f"{path.name}: the student predicts"))
+        self.wait(lambda: self.message.startswith(f"{path.name}: the student predicts"))
 
     def strip(self, modality: int) -> tuple[int, int]:
-        """How many frames are drawn as there, and as missing."""
+        """Return how many frames are drawn as present, and as missing."""
         strip = self.browser.find_elements(By.CSS_SELECTOR, "#timeline svg")[modality]
         return tuple(
             len(strip.find_elements(By.CSS_SELECTOR, f".{kind}")) for kind in ("there", "missing")
         )  # type: ignore[return-value]
 
-    def why(self) -> list[str]:
+    def reasons(self) -> list[str]:
         return self.texts("#timeline .why")
 
 
@@ -69,7 +69,9 @@ class Visit(Page):
 def page(chromium: webdriver.Chrome, service: Running) -> Visit:
     opened = Visit(chromium, service.url)
     opened.wait(
-        lambda: opened.find("#recording").is_displayed() and "the student predicts" in opened.said
+        lambda: (
+            opened.find("#recording").is_displayed() and "the student predicts" in opened.message
+        )
     )
     return opened
 
@@ -81,7 +83,7 @@ def test_a_recording_is_shown_while_it_plays(page: Visit, clip: Path) -> None:
     assert page.strip(0) == (3, 0)
     assert page.strip(2)[0] == pytest.approx(10, abs=1)
     assert page.strip(2)[1] == pytest.approx(10, abs=1)
-    assert page.why()[2].startswith("no face in ")
+    assert page.reasons()[2].startswith("no face in ")
     assert page.texts("#card-student h4") == [
         f"What each modality adds to “{page.find('#card-student .verdict').text}”"
     ]
@@ -105,11 +107,11 @@ def test_a_recording_is_shown_while_it_plays(page: Visit, clip: Path) -> None:
 
 def test_switching_streams_off_by_keyboard_until_it_guesses(page: Visit, clip: Path) -> None:
     page.choose(clip)
-    assert page.why()[0] == "no words"
+    assert page.reasons()[0] == "no words"
     page.changed(lambda: page.find("#switch-2").send_keys(Keys.SPACE))
-    assert page.why()[2].startswith("switched off (no face in ")
+    assert page.reasons()[2].startswith("switched off (no face in ")
     assert page.strip(2)[0] == 0
-    assert "guess" not in page.said
+    assert "guess" not in page.message
     page.changed(lambda: page.find("#switch-1").send_keys(Keys.SPACE))
     assert page.find("#said .guessing").text == "Nothing is visible, so this is a guess."
     assert not page.texts("#card-student h4")
@@ -117,15 +119,15 @@ def test_switching_streams_off_by_keyboard_until_it_guesses(page: Visit, clip: P
     assert not page.find("#stage").is_displayed()
 
 
-def test_a_text_alone_and_a_file_of_subtitles(page: Visit, tmp_path: Path) -> None:
+def test_text_only_and_a_subtitle_file(page: Visit, tmp_path: Path) -> None:
     assert not page.find("#predict-recording").is_enabled()
     (tmp_path / "said.vtt").write_text("WEBVTT\n\n00:00.100 --> 00:00.300\nso good\n")
     page.find("#clip-file").send_keys(str(tmp_path / "said.vtt"))
     page.wait(lambda: "so good" in (page.find("#transcript").get_attribute("value") or ""))
     page.find("#predict-recording").send_keys(Keys.ENTER)
-    page.wait(lambda: page.said.startswith("Your text: the student predicts"))
+    page.wait(lambda: page.message.startswith("Your text: the student predicts"))
     assert page.texts("#words span") == ["so", "good"]
-    assert page.why() == ["all visible", "no recording", "no recording"]
+    assert page.reasons() == ["all visible", "no recording", "no recording"]
     assert not page.find("#screen").is_displayed()
 
 
@@ -138,22 +140,22 @@ def test_recording_with_camera_and_microphone(page: Visit) -> None:
     assert not page.find("#predict-recording").is_enabled()
     page.wait(lambda: page.find("#recording-time").text == "0:01")
     page.find("#record").send_keys(Keys.ENTER)
-    page.wait(lambda: page.said.startswith("recording.webm: the student predicts"))
+    page.wait(lambda: page.message.startswith("recording.webm: the student predicts"))
     assert page.find("#record").text == "Record"
     assert not page.find("#recording-sign").is_displayed()
     assert page.strip(1)[0] > 0  # it beeps
     assert page.browser.execute_script("return document.getElementById('video').srcObject") is None
 
 
-def test_what_cannot_be_read_is_said(page: Visit, tmp_path: Path) -> None:
+def test_an_unreadable_recording_is_reported(page: Visit, tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"bad" * 100)
     page.find("#clip-file").send_keys(str(tmp_path / "bad.mp4"))
     page.wait(lambda: "cannot be decoded" in page.find("#problem").text)
-    assert (page.said, page.texts("#cards > *")) == ("", [])
+    assert (page.message, page.texts("#cards > *")) == ("", [])
 
 
 @pytest.mark.parametrize("width", [320, 1280])
-def test_it_fits_narrow_and_wide(page: Visit, clip: Path, width: int) -> None:
+def test_the_page_fits_narrow_and_wide_screens(page: Visit, clip: Path, width: int) -> None:
     page.choose(clip)
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)

@@ -1,4 +1,4 @@
-"""Recordings that are sent to the service: what it says of them, and that none of them harms it."""
+"""Recordings sent to the service: their predictions, and that none harms the service."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def model(recordings_run: Path) -> Predictor:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where the service keeps recordings while it reads them."""
+    """Return the folder where the service keeps recordings while it reads them."""
     folder = tmp_path_factory.mktemp("temporary")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder))
@@ -52,7 +52,7 @@ def service(model: Predictor, folder: Path) -> Iterator[Local]:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A face for three of five steps, and sound for all of them."""
+    """Write a clip with a face for three of five steps, and sound for all of them."""
     pictures = [with_face(0.45), with_face(0.5), with_face(0.5), plain(100), plain(100)]
     return write_clip(tmp_path_factory.mktemp("clip") / "clip.mkv", pictures, tone(0.5))
 
@@ -60,15 +60,15 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def send(
     service: Local, path: Path | None = None, text: str | None = None, **parameters: Any
 ) -> httpx.Response:
-    """A form with a recording, what is said in it, or both."""
+    """Send a form with a recording, its transcript, or both."""
     fields: dict[str, Any] = {} if path is None else {"file": (path.name, path.read_bytes())}
     if text is not None:
         fields["text"] = (None, text)
     return httpx.post(f"{service.url}{MEDIA_PATH}", files=fields, params=parameters, timeout=120)
 
 
-def kept(folder: Path) -> list[Path]:
-    """Recordings that were not deleted; others keep things there too."""
+def remaining(folder: Path) -> list[Path]:
+    """Return the recordings that were not deleted."""
     return list(folder.glob("corrkd-clip-*"))
 
 
@@ -80,36 +80,36 @@ def refusal(response: httpx.Response, status: int = 422) -> str:
 
 
 # --------------------------------------------------------------------------------------------------
-# what it says
+# predictions
 
 
-def test_a_recording_is_predicted_as_the_command_predicts_it(
+def test_a_recording_is_predicted_as_by_the_command(
     service: Local, model: Predictor, clip: Path, folder: Path
 ) -> None:
     response = send(service, clip, TEXT, details=True)
     assert response.status_code == 200, response.text
-    answer = response.json()
+    result = response.json()
     expected = model.predict_media(clip, text=TEXT)
-    assert answer["prediction"] == expected.to_json()
-    assert answer["frames"] == {"language": 3, "audio": 5, "vision": 5}
-    assert answer["missing"] == {"language": {}, "audio": {}, "vision": {"no face": 2}}
-    assert answer["transcript"] == "text"
-    assert answer["seconds"] == pytest.approx(0.5, abs=0.05)
-    wait_until(lambda: not kept(folder))
+    assert result["prediction"] == expected.to_json()
+    assert result["frames"] == {"language": 3, "audio": 5, "vision": 5}
+    assert result["missing"] == {"language": {}, "audio": {}, "vision": {"no face": 2}}
+    assert result["transcript"] == "text"
+    assert result["seconds"] == pytest.approx(0.5, abs=0.05)
+    wait_until(lambda: not remaining(folder))
 
-    details = answer["details"]
+    details = result["details"]
     assert [face is not None for face in details["faces"]] == [True] * 3 + [False] * 2
     points = np.array(details["faces"][1]).reshape(-1, 2) / details["scale"]
     assert len(points) == sum(details["outline"].values())
     assert points.mean(0) == pytest.approx([0.5, 0.6], abs=0.1)
     assert details["aspect"] == pytest.approx(4 / 3)
     assert [word["text"] for word in details["words"]] == TEXT.split()
-    assert all(0 <= word["start"] < word["end"] <= answer["seconds"] for word in details["words"])
+    assert all(0 <= word["start"] < word["end"] <= result["seconds"] for word in details["words"])
     assert min(details["loudness"]) > -20
-    # The features can be asked about again.
+    # The features can be sent again.
     body, kind = base64.b64decode(details["sample"]), {"content-type": "application/x-npz"}
-    again = httpx.post(f"{service.url}/v1/predict", content=body, headers=kind).json()
-    assert again["predictions"] == [answer["prediction"]]
+    repeated = httpx.post(f"{service.url}/v1/predict", content=body, headers=kind).json()
+    assert repeated["predictions"] == [result["prediction"]]
     off = httpx.post(
         f"{service.url}/v1/explore", params={"off": "vision"}, content=body, headers=kind
     ).json()
@@ -117,36 +117,36 @@ def test_a_recording_is_predicted_as_the_command_predicts_it(
     assert off["answers"]["student"]["used"]["vision"] == 0
     (effects,) = off["effects"]
     without = {m: x for m, x in np.load(io.BytesIO(body)).items() if "vision" not in m}
-    why = model.explain(without)
-    assert effects["label"] == why.label
-    for m, effect in why.modalities.items():
+    explanation = model.explain(without)
+    assert effects["label"] == explanation.label
+    for m, effect in explanation.modalities.items():
         assert effects["modalities"][m]["probability"] == pytest.approx(
             effect.probability, abs=1e-5
         )
         assert effects["modalities"][m]["value"] == pytest.approx(effect.value, abs=1e-4)
 
 
-def test_sound_and_text_alone(service: Local, tmp_path: Path) -> None:
+def test_sound_only_and_text_only(service: Local, tmp_path: Path) -> None:
     sound = write_clip(tmp_path / "clip.wav", sound=tone(0.5))
     body = {"content": sound.read_bytes(), "headers": {"content-type": "audio/wav"}}
-    answer = httpx.post(f"{service.url}{MEDIA_PATH}", timeout=60, **body).json()
-    assert answer["missing"]["vision"] == {"no video stream": 5}
-    assert answer["prediction"]["used"] == {"language": 0, "audio": 1, "vision": 0}
-    assert "details" not in answer
+    result = httpx.post(f"{service.url}{MEDIA_PATH}", timeout=60, **body).json()
+    assert result["missing"]["vision"] == {"no video stream": 5}
+    assert result["prediction"]["used"] == {"language": 0, "audio": 1, "vision": 0}
+    assert "details" not in result
     text = {"content": TEXT.encode(), "headers": {"content-type": "text/plain"}}
-    answer = httpx.post(f"{service.url}{MEDIA_PATH}", timeout=60, **text).json()
-    assert answer["prediction"]["used"] == {"language": 1, "audio": 0, "vision": 0}
-    assert answer["seconds"] == 0
+    result = httpx.post(f"{service.url}{MEDIA_PATH}", timeout=60, **text).json()
+    assert result["prediction"]["used"] == {"language": 1, "audio": 0, "vision": 0}
+    assert result["seconds"] == 0
 
 
 def test_subtitles_give_words_their_times(service: Local, clip: Path) -> None:
-    answer = send(service, clip, SUBTITLES, details=True).json()
-    assert answer["transcript"] == "subtitles"
-    words = answer["details"]["words"]
+    result = send(service, clip, SUBTITLES, details=True).json()
+    assert result["transcript"] == "subtitles"
+    words = result["details"]["words"]
     assert (words[0]["start"], words[-1]["end"]) == (0.1, pytest.approx(0.3))
 
 
-def test_the_page_is_told_what_a_recording_may_be(service: Local) -> None:
+def test_the_limits_of_recordings_are_published(service: Local) -> None:
     assert httpx.get(f"{service.url}/v1/model").json()["recordings"] == {
         "bytes": 1_000_000,
         "seconds": 3,
@@ -155,10 +155,10 @@ def test_the_page_is_told_what_a_recording_may_be(service: Local) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# models that take none
+# models that take no recordings
 
 
-def test_a_model_that_was_not_trained_on_recordings_says_so(clip: Path, folder: Path) -> None:
+def test_a_model_that_was_not_trained_on_recordings_refuses_them(clip: Path, folder: Path) -> None:
     with local(clips=ClipLimits(body=1_000)) as service:
         line = refusal(send(service, text=TEXT))
         assert line.startswith("this model takes no recordings: the model card lists no extractors")
@@ -195,12 +195,12 @@ def many_streams(path: Path) -> Path:
 
 
 def hours(path: Path) -> Path:
-    """A few kilobytes that last for three hours."""
+    """Write a few kilobytes that last for three hours."""
     return write_clip(path, [plain(0), plain(0)], times=[0, 10_800])
 
 
 def large_pictures(path: Path) -> Path:
-    """A few kilobytes of 5K."""
+    """Write a few kilobytes of 5K video."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = 5120, 2880, "yuv420p"
@@ -210,7 +210,7 @@ def large_pictures(path: Path) -> Path:
     return path
 
 
-def written(content: bytes) -> Callable[[Path], Path]:
+def writer(content: bytes) -> Callable[[Path], Path]:
     def write(path: Path) -> Path:
         path.write_bytes(content)
         return path
@@ -220,8 +220,8 @@ def written(content: bytes) -> Callable[[Path], Path]:
 
 PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
 BAD: dict[str, tuple[str, Callable[[Path], Path], str]] = {
-    "random": ("a.mp4", written(np.random.default_rng(0).bytes(50_000)), "cannot be decoded"),
-    "playlist": ("a.mp4", written(PLAYLIST), "cannot be decoded"),
+    "random": ("a.mp4", writer(np.random.default_rng(0).bytes(50_000)), "cannot be decoded"),
+    "playlist": ("a.mp4", writer(PLAYLIST), "cannot be decoded"),
     "too long": (
         "a.wav",
         lambda path: write_clip(path, sound=tone(4.0)),
@@ -238,12 +238,12 @@ BAD: dict[str, tuple[str, Callable[[Path], Path], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_recordings_are_one_clear_line(
+def test_bad_recordings_are_refused_in_one_line(
     service: Local, tmp_path: Path, folder: Path, name: str
 ) -> None:
-    file, make, words = BAD[name]
-    assert words in refusal(send(service, make(tmp_path / file)))
-    wait_until(lambda: not kept(folder))
+    file, make, message = BAD[name]
+    assert message in refusal(send(service, make(tmp_path / file)))
+    wait_until(lambda: not remaining(folder))
 
 
 def test_truncated_and_odd_recordings(
@@ -254,7 +254,7 @@ def test_truncated_and_odd_recordings(
         (tmp_path / "cut.mkv").write_bytes(data[:size])
         assert send(service, tmp_path / "cut.mkv").status_code in (200, 422)
     assert send(service, many_streams(tmp_path / "a.mkv")).status_code in (200, 422)
-    wait_until(lambda: not kept(folder))
+    wait_until(lambda: not remaining(folder))
     assert send(service, text=TEXT).status_code == 200
 
 
@@ -268,18 +268,18 @@ def test_too_large_and_of_another_type(service: Local, tmp_path: Path, folder: P
     )
     assert "content type 'application/json': send multipart/form-data" in refusal(response, 415)
     assert "unknown" in refusal(httpx.post(f"{service.url}{MEDIA_PATH}", files={"clip": b"x"}))
-    wait_until(lambda: not kept(folder))
+    wait_until(lambda: not remaining(folder))
 
 
 # ---------------------------------------------------------------------------------------------
-# processes that go wrong
+# failing processes
 
 
 @contextlib.contextmanager
 def with_work(
     model: Predictor, work: Callable[[Task], None], patience: int = 30, **limits: Any
 ) -> Iterator[Local]:
-    """A service whose processes do something else."""
+    """Run a service whose processes call `work`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clip_processes, "work", work)
         with local(student=model, patience=patience, clips=ClipLimits(**limits)) as service:
@@ -292,7 +292,7 @@ def predicts(service: Local) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("work", "words"),
+    ("work", "message"),
     [
         (hostile.hang, "could not be read within 2 seconds"),
         (hostile.burn, "could not be read within 2 seconds"),
@@ -302,15 +302,15 @@ def predicts(service: Local) -> bool:
         (hostile.send_objects, "cannot be read"),
     ],
 )
-def test_a_process_that_goes_wrong_takes_nothing_with_it(
-    model: Predictor, folder: Path, work: Callable[[Task], None], words: str
+def test_a_failing_process_does_not_affect_the_service(
+    model: Predictor, folder: Path, work: Callable[[Task], None], message: str
 ) -> None:
     with with_work(model, work, work_seconds=2.0) as service, ThreadPoolExecutor() as pool:
         response = pool.submit(send, service, text=TEXT)
         assert predicts(service)
-        assert words in refusal(response.result())
+        assert message in refusal(response.result())
         assert multiprocessing.active_children() == []
-        wait_until(lambda: not kept(folder))
+        wait_until(lambda: not remaining(folder))
 
 
 def test_memory_is_bounded(model: Predictor) -> None:
@@ -319,7 +319,7 @@ def test_memory_is_bounded(model: Predictor) -> None:
         assert predicts(service)
 
 
-def test_what_a_process_starts_ends_with_it(model: Predictor, folder: Path) -> None:
+def test_child_processes_end_with_their_process(model: Predictor, folder: Path) -> None:
     with with_work(model, hostile.start_another, work_seconds=2.0) as service:
         refusal(send(service, text=TEXT))
         other = int((folder / "pid").read_text())
@@ -340,7 +340,7 @@ def form() -> tuple[bytes, str]:
 
 
 def leaving(service: Local) -> socket.socket:
-    """A client that has sent a recording and does not wait for the answer."""
+    """Return a client that has sent a recording and does not wait for the response."""
     body, kind = form()
     head = request(body, path=MEDIA_PATH).replace(b"application/json", kind.encode())
     return service.client(head)
@@ -352,10 +352,10 @@ def test_a_client_that_leaves_ends_its_process(model: Predictor, folder: Path) -
             wait_until(multiprocessing.active_children)
         wait_until(lambda: not multiprocessing.active_children())
         wait_until(lambda: service.service.guard.given_up == 1)
-        wait_until(lambda: not kept(folder))
+        wait_until(lambda: not remaining(folder))
 
 
-def test_recordings_wait_for_their_turn_and_more_are_told_to_come_again(
+def test_recordings_queue_and_further_ones_are_asked_to_retry(
     model: Predictor, clip: Path, folder: Path
 ) -> None:
     with with_work(model, hostile.wait_for_go, waiting=1) as service, ThreadPoolExecutor() as pool:
@@ -370,16 +370,16 @@ def test_recordings_wait_for_their_turn_and_more_are_told_to_come_again(
         (folder / hostile.GO).touch()
         assert [first.result().status_code, second.result().status_code] == [200, 200]
         (folder / hostile.GO).unlink()
-        wait_until(lambda: not kept(folder))
+        wait_until(lambda: not remaining(folder))
 
 
-def test_the_end_comes_in_time(model: Predictor, folder: Path) -> None:
+def test_stopping_is_in_time(model: Predictor, folder: Path) -> None:
     with with_work(model, hostile.hang, patience=4) as service, ThreadPoolExecutor() as pool:
-        answers = [pool.submit(send, service, text=TEXT) for _ in range(2)]  # one of them waits
+        futures = [pool.submit(send, service, text=TEXT) for _ in range(2)]  # one of them waits
         wait_until(multiprocessing.active_children)
         wait_until(lambda: service.service.guard.accepted == 2)
         service.stop()
-        for answer in answers:
-            assert "the service is stopping" in refusal(answer.result(), 503)
+        for future in futures:
+            assert "the service is stopping" in refusal(future.result(), 503)
         assert multiprocessing.active_children() == []
-        wait_until(lambda: not kept(folder))
+        wait_until(lambda: not remaining(folder))

@@ -1,6 +1,4 @@
-"""The service as a client meets it: a process of its own, real sockets, real bodies, good and
-bad.
-"""
+"""The service as a client sees it: a separate process, real sockets, good and bad bodies."""
 
 from __future__ import annotations
 
@@ -44,8 +42,8 @@ HOLE = {"language": [[0.5] * 8, None, [1.0] * 8], "vision": None}
 def service(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with running(
         served, tmp_path_factory.mktemp("log") / "log", "--max-body", "0.2", "--body-seconds", "2"
-    ) as one:
-        yield one
+    ) as started:
+        yield started
 
 
 def npz(**arrays: Any) -> bytes:
@@ -63,30 +61,32 @@ def as_json(sample: dict[str, Any]) -> dict[str, Any]:
     return {m: x.tolist() for m, x in sample.items()}
 
 
-def post(service: Running, sample: Any, **more: Any) -> httpx.Response:
-    return httpx.post(f"{service.url}/v1/predict", json={"samples": [sample]}, timeout=60, **more)
+def post(service: Running, sample: Any, **options: Any) -> httpx.Response:
+    return httpx.post(
+        f"{service.url}/v1/predict", json={"samples": [sample]}, timeout=60, **options
+    )
 
 
-def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Equal but for rounding, which follows from who else was in the batch."""
-    assert found.keys() == expected.keys()
+def same(actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Compare up to rounding, which depends on the rest of the batch."""
+    assert actual.keys() == expected.keys()
     for key, value in expected.items():
-        assert found[key] == (pytest.approx(value, abs=1e-5) if key == "probabilities" else value)
+        assert actual[key] == (pytest.approx(value, abs=1e-5) if key == "probabilities" else value)
 
 
 # --------------------------------------------------------------------------------------------------
-# answers
+# predictions
 
 
 def test_predicts_as_the_predictor(service: Running, served: Path) -> None:
-    predictor, given = Predictor.from_pretrained(served), [*map(as_json, samples(5)), HOLE]
-    response = httpx.post(f"{service.url}/v1/predict", json={"samples": given})
+    predictor, inputs = Predictor.from_pretrained(served), [*map(as_json, samples(5)), HOLE]
+    response = httpx.post(f"{service.url}/v1/predict", json={"samples": inputs})
     assert response.status_code == 200
     body = response.json()
     assert body["model"] == predictor.card["sha256"]
     assert len(body["predictions"]) == 6
-    for found, sample in zip(body["predictions"], given, strict=True):
-        same(found, json.loads(json.dumps(predictor.predict(sample).to_json())))
+    for actual, sample in zip(body["predictions"], inputs, strict=True):
+        same(actual, json.loads(json.dumps(predictor.predict(sample).to_json())))
 
 
 @pytest.mark.parametrize("kind", [NPZ, "application/octet-stream", "Application/X-NPZ; v=1"])
@@ -100,7 +100,7 @@ def test_takes_npz(service: Running, served: Path, kind: str) -> None:
     assert expected["used"]["audio"] == 0.75
 
 
-def test_tells_what_it_serves(service: Running, served: Path) -> None:
+def test_describes_the_model(service: Running, served: Path) -> None:
     body = httpx.get(f"{service.url}/v1/model").json()
     card = Predictor.from_pretrained(served).card
     assert body["modalities"] == card["modalities"]
@@ -117,7 +117,7 @@ def metric(service: Running, name: str) -> float:
     )
 
 
-def test_counts_what_it_does(service: Running) -> None:
+def test_metrics_count_requests_and_predictions(service: Running) -> None:
     answered = 'corrkd_requests_total{path="/v1/predict",status="200"}'
     before, alone = (
         metric(service, answered),
@@ -130,26 +130,26 @@ def test_counts_what_it_does(service: Running) -> None:
     assert metric(service, 'corrkd_requests_total{path="/v1/predict",status="422"}') >= 1
 
 
-def test_requests_go_through_together(service: Running, served: Path) -> None:
+def test_requests_are_batched(service: Running, served: Path) -> None:
     before = (
         metric(service, "corrkd_batch_samples_count"),
         metric(service, "corrkd_batch_samples_sum"),
     )
-    given, found = [as_json(s) for s in samples(18)] * 4, {}
+    inputs, results = [as_json(s) for s in samples(18)] * 4, {}
 
-    def ask(number: int) -> None:
-        found[number] = post(service, given[number]).json()["predictions"][0]
+    def ask(i: int) -> None:
+        results[i] = post(service, inputs[i]).json()["predictions"][0]
 
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(48)]
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(48)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert metric(service, "corrkd_batch_samples_sum") == before[1] + 48
     assert metric(service, "corrkd_batch_samples_count") < before[0] + 48
-    expected = Predictor.from_pretrained(served).predict(given[:48])
-    for number, prediction in enumerate(expected):  # to each its own
-        same(found[number], json.loads(json.dumps(prediction.to_json())))
+    expected = Predictor.from_pretrained(served).predict(inputs[:48])
+    for i, prediction in enumerate(expected):
+        same(results[i], json.loads(json.dumps(prediction.to_json())))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -167,8 +167,8 @@ def bomb() -> bytes:
     return file.getvalue()
 
 
-def strange(header: bytes = b"", method: int = zipfile.ZIP_STORED) -> bytes:
-    """An archive whose one array begins with such a header, or whose packed bytes are cut about."""
+def odd_archive(header: bytes = b"", method: int = zipfile.ZIP_STORED) -> bytes:
+    """Return an archive whose array has this header, or whose compressed bytes are damaged."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", method) as archive:
         if header:
@@ -265,16 +265,16 @@ BAD: dict[str, tuple[bytes, str, int, str]] = {
     "no zip": (GOOD, NPZ, 422, "body: a damaged .npz file"),
     "cut off": (npz(audio=np.zeros((4, 8)))[:-40], NPZ, 422, "body: a damaged .npz file"),
     "pickle": (npz(audio=np.array([{}], object)), NPZ, 422, "pickled objects"),
-    "lzma": (strange(method=zipfile.ZIP_LZMA), NPZ, 422, "body: a damaged .npz file"),
-    "bzip2": (strange(method=zipfile.ZIP_BZIP2), NPZ, 422, "body: a damaged .npz file"),
+    "lzma": (odd_archive(method=zipfile.ZIP_LZMA), NPZ, 422, "body: a damaged .npz file"),
+    "bzip2": (odd_archive(method=zipfile.ZIP_BZIP2), NPZ, 422, "body: a damaged .npz file"),
     "half a header": (
-        strange(b"{'descr': '<f4', 'fortran_order': False, 'shape': (3,8"),
+        odd_archive(b"{'descr': '<f4', 'fortran_order': False, 'shape': (3,8"),
         NPZ,
         422,
         "a damaged .npz file",
     ),
     "no type": (
-        strange(b"{'descr': [], 'fortran_order': False, 'shape': (3,8)}".ljust(117) + b"\n"),
+        odd_archive(b"{'descr': [], 'fortran_order': False, 'shape': (3,8)}".ljust(117) + b"\n"),
         NPZ,
         422,
         "body",
@@ -303,11 +303,11 @@ BAD: dict[str, tuple[bytes, str, int, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_bodies_are_one_clear_line(service: Running, name: str) -> None:
-    body, kind, status, words = BAD[name]
+def test_bad_bodies_are_refused_in_one_line(service: Running, name: str) -> None:
+    body, kind, status, message = BAD[name]
     response = httpx.post(f"{service.url}/v1/predict", content=body, headers={"content-type": kind})
     assert (response.status_code, list(response.json())) == (status, ["detail"])
-    assert words in response.json()["detail"]
+    assert message in response.json()["detail"]
     assert "\n" not in response.json()["detail"]
     assert post(service, {"audio": [[0.0] * 8]}).status_code == 200
 
@@ -316,7 +316,7 @@ def test_too_large_bodies(service: Running) -> None:
     large = b" " * 300_000 + GOOD
     for content in (
         large,
-        (large[at : at + 10_000] for at in range(0, len(large), 10_000)),
+        (large[start : start + 10_000] for start in range(0, len(large), 10_000)),
     ):  # declared, and in chunks
         response = httpx.post(
             f"{service.url}/v1/predict", content=content, headers={"content-type": JSON}
@@ -340,62 +340,66 @@ def test_too_many_samples(service: Running) -> None:
     assert "at most 256 items" in response.json()["detail"]
 
 
-def spoken(service: Running, *parts: bytes) -> bytes:
-    """What a client hears that says these parts and then waits."""
+def exchange(service: Running, *chunks: bytes) -> bytes:
+    """Send these chunks; return what the service sends until it closes the connection."""
     with socket.create_connection(("127.0.0.1", service.port), timeout=30) as client:
-        for part in parts:
-            client.sendall(part)
-        heard = b""
-        while part := client.recv(65536):
-            heard += part
-        return heard
+        for chunk in chunks:
+            client.sendall(chunk)
+        received = b""
+        while chunk := client.recv(65536):
+            received += chunk
+        return received
 
 
-def head(length: int, *more: bytes) -> bytes:
+def head(length: int, *extra: bytes) -> bytes:
     lines = [
         b"POST /v1/predict HTTP/1.1",
         b"Host: localhost",
         b"Content-Type: application/json",
         b"Content-Length: %d" % length,
     ]
-    return b"\r\n".join([*lines, *more, b"", b""])
+    return b"\r\n".join([*lines, *extra, b"", b""])
 
 
-def test_slow_clients_are_ended_and_hold_up_no_one(service: Running) -> None:
-    heard: dict[str, bytes] = {}
+def test_slow_clients_are_disconnected_and_block_nobody(service: Running) -> None:
+    responses: dict[str, bytes] = {}
     slow = {"body": (head(len(GOOD)), GOOD[:10]), "head": (head(len(GOOD))[:40],), "nothing": ()}
 
-    def speak(name: str) -> None:
-        heard[name] = spoken(service, *slow[name])
+    def send(name: str) -> None:
+        responses[name] = exchange(service, *slow[name])
 
-    threads = [threading.Thread(target=speak, args=(name,)) for name in slow]
+    threads = [threading.Thread(target=send, args=(name,)) for name in slow]
     for thread in threads:
         thread.start()
     assert post(service, {"audio": [[0.0] * 8]}).status_code == 200
     for thread in threads:
         thread.join(30)
-    assert heard["body"].startswith(b"HTTP/1.1 408 ")
-    assert b"did not arrive within 2 seconds" in heard["body"]
-    assert (heard["head"], heard["nothing"]) == (b"", b"")
+    assert responses["body"].startswith(b"HTTP/1.1 408 ")
+    assert b"did not arrive within 2 seconds" in responses["body"]
+    assert (responses["head"], responses["nothing"]) == (b"", b"")
 
 
 @pytest.mark.slow
-def test_clients_that_do_not_read_are_ended_and_hold_up_no_one(
+def test_clients_that_do_not_read_are_disconnected_and_block_nobody(
     served: Path, tmp_path: Path
 ) -> None:
-    """While the service runs, and when it is to end."""
-    asked = 3000
+    """While the service runs, and when it stops."""
+    count = 3000
     with running(served, tmp_path / "log", "--body-seconds", "1") as service:
-        answer = len(httpx.get(f"{service.url}/openapi.json").content)
+        size = len(httpx.get(f"{service.url}/openapi.json").content)
         clients = [
-            deaf(service, b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * asked)
+            stalled_client(
+                service, b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * count
+            )
             for _ in range(2)
         ]
         assert post(service, {"audio": [[0.0] * 8]}).status_code == 200
         time.sleep(3)
-        assert len(everything(clients[0])) < answer * asked / 2
+        assert len(read_all(clients[0])) < size * count / 2
         clients.append(
-            deaf(service, b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * asked)
+            stalled_client(
+                service, b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * count
+            )
         )
         assert service.stop() == 0
         for client in clients:
@@ -404,36 +408,38 @@ def test_clients_that_do_not_read_are_ended_and_hold_up_no_one(
         assert "Traceback" not in service.text
 
 
-def deaf(service: Running, said: bytes) -> socket.socket:
-    """A client that has said something, as far as it was listened to, and reads nothing."""
+def stalled_client(service: Running, data: bytes) -> socket.socket:
+    """Return a client that has sent what it could of the data and reads nothing."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.connect(("127.0.0.1", service.port))
     client.settimeout(0.5)
     with contextlib.suppress(TimeoutError):
-        client.sendall(said)
+        client.sendall(data)
     return client
 
 
-def everything(client: socket.socket) -> bytes:
-    """What is left to hear, until the other side ends it."""
-    heard = b""
+def read_all(client: socket.socket) -> bytes:
+    """Read until the service closes the connection."""
+    received = b""
     client.settimeout(30)
     with contextlib.suppress(ConnectionResetError):
-        while part := client.recv(65536):
-            heard += part
-    return heard
+        while chunk := client.recv(65536):
+            received += chunk
+    return received
 
 
 def test_malformed_http(service: Running) -> None:
-    assert spoken(service, b"NONSENSE\r\n\r\n").startswith(b"HTTP/1.1 400 ")
-    assert b" 413 " in spoken(service, head(10**12, b"Expect: 100-continue")).partition(b"\r\n")[0]
+    assert exchange(service, b"NONSENSE\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert (
+        b" 413 " in exchange(service, head(10**12, b"Expect: 100-continue")).partition(b"\r\n")[0]
+    )
     assert post(service, {"audio": [[0.0] * 8]}).status_code == 200
 
 
-def test_clients_that_go_away_keep_no_place(served: Path, tmp_path: Path) -> None:
+def test_disconnected_clients_free_their_slots(served: Path, tmp_path: Path) -> None:
     with running(served, tmp_path / "log", "--max-requests", "1") as service:
-        for body in (GOOD[:10], GOOD) * 2:  # while it is read, and while it is answered
+        for body in (GOOD[:10], GOOD) * 2:  # while it is read, and while it is predicted
             with socket.create_connection(("127.0.0.1", service.port)) as client:
                 client.sendall(head(len(GOOD)) + body)
         end = time.monotonic() + 60
@@ -453,7 +459,7 @@ def test_a_token(served: Path, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("s3cret\n")
     with running(served, tmp_path / "log", "--token-file", str(tmp_path / "token")) as service:
         sample = {"audio": [[0.0] * 8]}
-        for given in (
+        for authorization in (
             None,
             "Bearer wrong",
             "Bearer s3cre",
@@ -463,9 +469,9 @@ def test_a_token(served: Path, tmp_path: Path) -> None:
             "Bearer",
             "Bearer é",
         ):
-            headers = {} if given is None else {"authorization": given.encode()}
+            headers = {} if authorization is None else {"authorization": authorization.encode()}
             response = post(service, sample, headers=headers)
-            assert response.status_code == 401, given
+            assert response.status_code == 401, authorization
             assert response.headers["www-authenticate"] == "Bearer"
             assert "s3cret" not in response.text
         for path in ("/v1/model", "/metrics", "/v1/samples", "/openapi.json"):
@@ -487,19 +493,19 @@ def test_a_token_from_the_environment(served: Path, tmp_path: Path) -> None:
         )
 
 
-def test_it_listens_on_this_machine_alone(service: Running) -> None:
+def test_listens_only_on_loopback(service: Running) -> None:
     assert service.url.startswith("http://127.0.0.1:")
 
 
 @pytest.mark.slow
-def test_where_it_cannot_listen(service: Running, served: Path, tmp_path: Path) -> None:
-    for words in (("--port", service.port), ("--host", ".")):
-        assert corrkd_command("serve", served, *words).line.startswith("error: cannot listen on ")
-    with contextlib.closing(bound("127.0.0.1", 0)) as place:  # before anybody serves there
-        port = place.getsockname()[1]
+def test_addresses_that_cannot_be_used(service: Running, served: Path, tmp_path: Path) -> None:
+    for options in (("--port", service.port), ("--host", ".")):
+        assert corrkd_command("serve", served, *options).line.startswith("error: cannot listen on ")
+    with contextlib.closing(bound("127.0.0.1", 0)) as listener:  # before a service runs there
+        port = listener.getsockname()[1]
         assert (
-            place.proto == socket.IPPROTO_TCP
-        )  # else each answer waits 40 ms for the client's acknowledgement
+            listener.proto == socket.IPPROTO_TCP
+        )  # else each response waits 40 ms for the client's acknowledgement
         with pytest.raises(
             CorrKDError, match=f"cannot listen on 127.0.0.1, port {port}: Address already in use"
         ):
@@ -510,15 +516,13 @@ def test_where_it_cannot_listen(service: Running, served: Path, tmp_path: Path) 
 
 
 # --------------------------------------------------------------------------------------------------
-# the end
+# shutdown
 
 
 def test_sigterm_under_load_loses_no_accepted_request(served: Path, tmp_path: Path) -> None:
-    """Every request that the server took was answered, and every answer reached its client
-    whole.
-    """
+    """Every accepted request gets a complete response."""
     with running(served, tmp_path / "log") as service:
-        given = [as_json(s) for s in samples(4)]
+        inputs = [as_json(s) for s in samples(4)]
         answered, refused, broken = [0] * 12, [0] * 12, []
         stopping = threading.Event()
 
@@ -527,7 +531,7 @@ def test_sigterm_under_load_loses_no_accepted_request(served: Path, tmp_path: Pa
                 while True:
                     try:
                         response = client.post(
-                            f"{service.url}/v1/predict", json={"samples": given}, timeout=60
+                            f"{service.url}/v1/predict", json={"samples": inputs}, timeout=60
                         )
                     except httpx.TransportError as error:
                         if not stopping.is_set():
@@ -561,10 +565,10 @@ def test_sigterm_under_load_loses_no_accepted_request(served: Path, tmp_path: Pa
 # the page
 
 
-def test_what_the_page_asks_for(service: Running, served: Path) -> None:
-    found = httpx.get(f"{service.url}/v1/samples", params={"count": 5}).json()
-    assert found["total"] == 18
-    assert len(found["samples"]) == 5
+def test_the_pages_requests(service: Running, served: Path) -> None:
+    listing = httpx.get(f"{service.url}/v1/samples", params={"count": 5}).json()
+    assert listing["total"] == 18
+    assert len(listing["samples"]) == 5
     only = httpx.get(f"{service.url}/v1/samples", params={"search": "positive"}).json()
     assert {s["truth"] for s in only["samples"]} == {"positive"}
     number = only["samples"][0]["number"]
@@ -591,31 +595,31 @@ def test_what_the_page_asks_for(service: Running, served: Path) -> None:
     )
 
 
-def test_frames_go_as_in_the_evaluation_and_the_more_the_further(service: Running) -> None:
-    seen = []
+def test_frames_are_dropped_as_in_the_evaluation_and_nested(service: Running) -> None:
+    visible = []
     for share in (0.0, 0.3, 0.6, 1.0):
         body = httpx.get(f"{service.url}/v1/samples/2", params={"missing": share}).json()
-        seen.append(
+        visible.append(
             {
-                (m, place)
-                for m, there in body["visible"].items()
-                for place, is_there in enumerate(there)
-                if is_there
+                (m, index)
+                for m, mask in body["visible"].items()
+                for index, is_visible in enumerate(mask)
+                if is_visible
             }
         )
-    assert len(seen[0]) == 12
-    assert not seen[-1]
-    assert all(later <= before for before, later in itertools.pairwise(seen))
+    assert len(visible[0]) == 12
+    assert not visible[-1]
+    assert all(later <= before for before, later in itertools.pairwise(visible))
     numbers = uniform(
         torch.tensor([sample_key(body["id"])]), 4, seed=2024, purpose="frame", modality="audio"
     )
     expected = {
-        place for place, dropped in enumerate(drop_frames(numbers, 0.6)[0].tolist()) if not dropped
+        index for index, dropped in enumerate(drop_frames(numbers, 0.6)[0].tolist()) if not dropped
     }
-    assert {place for m, place in seen[2] if m == "audio"} == expected
+    assert {index for m, index in visible[2] if m == "audio"} == expected
 
 
-def test_a_visitors_own_sample(service: Running) -> None:
+def test_a_visitors_sample(service: Running) -> None:
     sample = samples(1)[0]
     by_json = httpx.post(
         f"{service.url}/v1/explore", json=as_json(sample), params={"off": "audio"}
@@ -634,7 +638,7 @@ def test_a_visitors_own_sample(service: Running) -> None:
     assert bad.json()["detail"].startswith("audio.0: List should have at least 8 items")
 
 
-def test_the_page_needs_nothing_from_elsewhere(service: Running) -> None:
+def test_the_page_loads_nothing_from_other_sites(service: Running) -> None:
     for path in (
         "/",
         "/docs",
@@ -660,12 +664,12 @@ def test_the_page_needs_nothing_from_elsewhere(service: Running) -> None:
 
 
 @pytest.mark.slow
-def test_its_own_openapi_holds(served: Path, tmp_path: Path) -> None:
+def test_the_service_conforms_to_its_openapi(served: Path, tmp_path: Path) -> None:
     """schemathesis: whatever the schema allows is answered as the schema says, whatever it forbids
     is refused, nothing crashes.
     """
     with running(served, tmp_path / "log", "--max-frames", "4", "--max-samples", "2") as service:
-        words = [
+        arguments = [
             "run",
             f"{service.url}/openapi.json",
             "--checks",
@@ -675,7 +679,7 @@ def test_its_own_openapi_holds(served: Path, tmp_path: Path) -> None:
             "--seed",
             "1",
         ]
-        words += [
+        arguments += [
             "--generation-database",
             "none",
             "--suppress-health-check",
@@ -686,7 +690,7 @@ def test_its_own_openapi_holds(served: Path, tmp_path: Path) -> None:
         ]
         program = Path(sys.executable).with_name("schemathesis")
         done = subprocess.run(
-            [str(program), *words], capture_output=True, text=True, cwd=tmp_path, timeout=300
+            [str(program), *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=300
         )
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
         assert re.search(r"Tested: +8", done.stdout), done.stdout

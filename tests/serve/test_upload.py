@@ -19,7 +19,7 @@ SUBTITLES = "WEBVTT\n\n00:00.100 --> 00:00.500\ngo away\n"
 
 
 def form(tmp_path: Path, **fields: Any) -> tuple[Path, str]:
-    """A body as a client sends it, in a file."""
+    """Write a form's body to a file; return it and its content type."""
     request = httpx.Request("POST", "http://localhost", files=fields)
     path = tmp_path / "body"
     path.write_bytes(request.read())
@@ -36,12 +36,12 @@ def test_a_recording_and_its_transcript(tmp_path: Path) -> None:
     assert upload.text == "schön\r\nhier"
 
 
-def test_names_of_files_lead_nowhere(tmp_path: Path) -> None:
+def test_file_names_cannot_leave_the_folder(tmp_path: Path) -> None:
     upload = read_upload(*form(tmp_path, file=("../../etc/passwd.sh", b"x")))
     assert upload.recording == tmp_path / "recording"
 
 
-def test_subtitles_lie_beside_the_recording(tmp_path: Path) -> None:
+def test_subtitles_are_written_beside_the_recording(tmp_path: Path) -> None:
     upload = read_upload(*form(tmp_path, file=("a.wav", b"x"), text=(None, SUBTITLES)))
     assert upload == (tmp_path / "recording.wav", "")
     assert (tmp_path / "recording.vtt").read_text("utf-8") == SUBTITLES
@@ -66,7 +66,7 @@ def test_a_body_is_the_recording(tmp_path: Path, kind: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "message"),
     [
         ({"text": (None, " ")}, "nothing to predict from"),
         ({"file": ("a.mp4", b"")}, "nothing to predict from"),
@@ -76,8 +76,8 @@ def test_a_body_is_the_recording(tmp_path: Path, kind: str, name: str) -> None:
         ({"text": (None, b"x" * (LARGEST + 1))}, "has more than"),
     ],
 )
-def test_bad_forms_are_one_line(tmp_path: Path, fields: dict[str, Any], words: str) -> None:
-    with pytest.raises(CorrKDError, match=words):
+def test_bad_forms_are_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(CorrKDError, match=message):
         read_upload(*form(tmp_path, **fields))
 
 
@@ -116,7 +116,7 @@ def test_any_form_is_read_or_refused(data: bytes) -> None:
             assert upload.text.strip() or upload.recording is not None
 
 
-def test_types_that_are_not_taken() -> None:
+def test_unsupported_types_are_not_taken() -> None:
     assert not any(
         map(is_taken, ("", "application/json", "image/png", "text/html", "multipart/mixed"))
     )

@@ -37,8 +37,8 @@ def accuracy_by_hand(truth: list[Any], predicted: list[Any]) -> float:
 def recall_by_hand(truth: list[Any], predicted: list[Any]) -> float:
     recalls = []
     for label in set(truth):
-        right = [p == label for t, p in zip(truth, predicted, strict=True) if t == label]
-        recalls.append(sum(right) / len(right))
+        correct = [p == label for t, p in zip(truth, predicted, strict=True) if t == label]
+        recalls.append(sum(correct) / len(correct))
     return sum(recalls) / len(recalls)
 
 
@@ -100,7 +100,7 @@ def test_correlation_of_sims_is_of_clipped_scores() -> None:
     ("name", "scores", "categories"),
     [("mosi-score", [-2.0, 0.0, 3.0], [0, 1, 1]), ("sims-score", [-0.8, 0.0, 1.0], [0, 0, 1])],
 )
-def test_the_settings_name_them_and_cards_hold_them(
+def test_benchmark_targets_are_available_and_saved_on_cards(
     name: str, scores: list[float], categories: list[int]
 ) -> None:
     target = make_target(name, dataset_of(scores))

@@ -41,21 +41,21 @@ def test_weighted_f1_is_weighted_by_the_truth(pairs: list[tuple[int, int]]) -> N
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
 @settings(deadline=None, max_examples=60)
-def test_f1_of_each_class_is_scikit_learn_s(pairs: list[tuple[int, int]]) -> None:
-    """Of classes without a sample, too."""
+def test_f1_of_each_class_matches_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    """Including classes without a sample."""
     truth, prediction = (np.array(side) for side in zip(*pairs, strict=True))
-    found = measures.class_metrics(("a", "b", "c", "d"), truth, prediction)
+    metrics = measures.class_metrics(("a", "b", "c", "d"), truth, prediction)
     each = f1_score(truth, prediction, labels=range(4), average=None, zero_division=0.0)
-    assert [found[f"f1/{name}"] for name in "abcd"] == pytest.approx(each.tolist(), abs=1e-15)
-    assert found["weighted_f1"] == measures.weighted_f1(truth, prediction)
+    assert [metrics[f"f1/{name}"] for name in "abcd"] == pytest.approx(each.tolist(), abs=1e-15)
+    assert metrics["weighted_f1"] == measures.weighted_f1(truth, prediction)
     yes = f1_score(truth > 0, prediction > 0, zero_division=0.0)
-    answers = ((side > 0).astype(int) for side in (truth, prediction))
-    assert measures.positive_f1(*answers) == pytest.approx(yes, abs=1e-15)
+    binary = ((side > 0).astype(int) for side in (truth, prediction))
+    assert measures.positive_f1(*binary) == pytest.approx(yes, abs=1e-15)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30))
 @settings(deadline=None, max_examples=60)
-def test_unweighted_accuracy_is_the_mean_recall_of_the_classes_there(
+def test_unweighted_accuracy_is_the_mean_recall_of_present_classes(
     pairs: list[tuple[int, int]],
 ) -> None:
     truth, prediction = [list(side) for side in zip(*pairs, strict=True)]
@@ -64,7 +64,7 @@ def test_unweighted_accuracy_is_the_mean_recall_of_the_classes_there(
     assert math.isclose(measured, sum(recalls) / len(recalls), abs_tol=1e-12)
 
 
-def test_its_arguments_are_not_interchangeable() -> None:
+def test_weighted_f1_is_not_symmetric() -> None:
     truth, prediction = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
     assert measures.weighted_f1(truth, prediction) != measures.weighted_f1(prediction, truth)
 
@@ -84,16 +84,16 @@ def test_calibration_error_by_hand() -> None:
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.ones(3), 500)
     truth = rng.integers(0, 3, 500)
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == truth
     expected = 0.0
     for k in range(15):
         inside = (confidence > k / 15) & (confidence <= (k + 1) / 15)
         if inside.any():
-            expected += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+            expected += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
     assert math.isclose(measures.calibration_error(truth, probabilities), expected, rel_tol=1e-6)
 
 
-def test_the_floor_answers_what_is_most_frequent_in_training() -> None:
+def test_the_majority_floor_predicts_the_most_frequent_training_class() -> None:
     train, truth = np.array([1, 1, 0]), np.array([0, 0, 0, 1])
     out = CLASSES.measure_predictions(truth, np.broadcast_to(CLASSES.majority(train), truth.shape))
     assert out["accuracy"] == 0.25
@@ -106,7 +106,7 @@ def test_always_absent_scores_78_at_15_percent_prevalence() -> None:
     out = QUESTIONS.measure_predictions(
         truth, np.broadcast_to(QUESTIONS.majority(truth), truth.shape)
     )
-    assert "ece" not in out  # there are no probabilities
+    assert "ece" not in out  # no probabilities
     assert math.isclose(out["weighted_f1/happy"], 0.85 * 2 * 0.85 / 1.85)
     assert round(100 * out["weighted_f1"]) == 78
 

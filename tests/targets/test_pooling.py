@@ -15,8 +15,8 @@ from corrkd.targets.calibration import fit_temperature
 from corrkd.targets.pooling import HIGHEST, fit_log_pool, fit_weighted_mean, log_pool
 
 
-def mean_surprise(logits: Tensor, labels: Tensor) -> float:
-    """Cross-entropy by plain loops."""
+def cross_entropy(logits: Tensor, labels: Tensor) -> float:
+    """Compute the cross-entropy by plain loops."""
     total = 0.0
     for row, label in zip(logits.double().tolist(), labels.tolist(), strict=True):
         top = max(row)
@@ -24,8 +24,8 @@ def mean_surprise(logits: Tensor, labels: Tensor) -> float:
     return total / len(labels)
 
 
-def drawn(seed: int, n: int = 400) -> tuple[Tensor, Tensor]:
-    """Two informative networks with different errors and one of noise, (3, n, 3), and labels."""
+def draw(seed: int, n: int = 400) -> tuple[Tensor, Tensor]:
+    """Draw logits (3, n, 3) of two informative networks and one of noise, and labels."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(3, (n,), generator=generator)
     truth = torch.nn.functional.one_hot(labels, 3).float()
@@ -34,17 +34,17 @@ def drawn(seed: int, n: int = 400) -> tuple[Tensor, Tensor]:
     return (signal + noise) * torch.tensor([4.0, 1.0, 1.0])[:, None, None], labels
 
 
-def test_no_weights_nearby_are_better() -> None:
-    logits, labels = drawn(0)
+def test_fitted_weights_are_a_local_optimum() -> None:
+    logits, labels = draw(0)
     weights = fit_log_pool(logits, labels)
-    best = mean_surprise(log_pool(logits, weights), labels)
+    best = cross_entropy(log_pool(logits, weights), labels)
     for step in itertools.product((-0.02, 0.0, 0.02), repeat=3):
         nearby = (weights + torch.tensor(step)).clamp(0.0, HIGHEST)
-        assert mean_surprise(log_pool(logits, nearby), labels) >= best - 1e-6
+        assert cross_entropy(log_pool(logits, nearby), labels) >= best - 1e-6
 
 
-def test_noise_gets_no_weight_and_a_network_four_times_as_sure_a_quarter() -> None:
-    logits, labels = drawn(1, n=20_000)
+def test_fitted_weights_match_bayes() -> None:
+    logits, labels = draw(1, n=20_000)
     weights = fit_log_pool(logits, labels)
     # Bayes for unit noise: the signals, 1.5 / 4 and 1.
     torch.testing.assert_close(
@@ -52,8 +52,8 @@ def test_noise_gets_no_weight_and_a_network_four_times_as_sure_a_quarter() -> No
     )
 
 
-def test_of_a_single_network_the_weight_is_the_reciprocal_temperature() -> None:
-    logits, labels = drawn(2)
+def test_the_weight_of_a_single_network_is_the_reciprocal_temperature() -> None:
+    logits, labels = draw(2)
     weight = fit_log_pool(logits[:1], labels).item()
     assert weight == pytest.approx(1 / fit_temperature(logits[0], labels), rel=1e-3)
 
@@ -61,16 +61,16 @@ def test_of_a_single_network_the_weight_is_the_reciprocal_temperature() -> None:
 def test_questions_share_their_weights() -> None:
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(2, 50, 4, 2, generator=generator)
-    answers = torch.randint(2, (50, 4), generator=generator)
-    flat = fit_log_pool(logits.flatten(1, 2), answers.flatten())
-    torch.testing.assert_close(fit_log_pool(logits, answers), flat)
+    labels = torch.randint(2, (50, 4), generator=generator)
+    flat = fit_log_pool(logits.flatten(1, 2), labels.flatten())
+    torch.testing.assert_close(fit_log_pool(logits, labels), flat)
     assert log_pool(logits, flat).shape == (50, 4, 2)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.floats(-4, 4))
 def test_constants_do_not_matter_and_huge_logits_stay_finite(seed: int, exponent: float) -> None:
-    logits, labels = drawn(seed, n=60)
+    logits, labels = draw(seed, n=60)
     scaled = logits * 10.0**exponent
     weights = fit_log_pool(scaled, labels)
     assert torch.isfinite(weights).all()
@@ -81,7 +81,7 @@ def test_constants_do_not_matter_and_huge_logits_stay_finite(seed: int, exponent
     )
 
 
-def test_the_weighted_mean_of_scores_is_the_closest() -> None:
+def test_the_weighted_mean_of_scores_minimises_the_error() -> None:
     rng = np.random.default_rng(0)
     truth = rng.normal(size=500)
     scores = np.stack([truth + rng.normal(size=500), truth + 2 * rng.normal(size=500), 0 * truth])

@@ -69,19 +69,19 @@ def test_sims_thresholds() -> None:
 
 def test_tertiles_come_from_the_training_split_alone() -> None:
     train, other = dataset_of(list(np.arange(9.0))), dataset_of([100.0, 200.0])
-    both = MultimodalDataset(
+    dataset = MultimodalDataset(
         name="d", splits={"train": train.split("train"), "test": other.split("test")}
     )
-    target = make_target("tertiles", both)
-    assert np.bincount(target.of(both.split("train"), "d")[0]).tolist() == [3, 3, 3]
-    assert target.of(both.split("test"), "d")[0].tolist() == [2, 2]
+    target = make_target("tertiles", dataset)
+    assert np.bincount(target.of(dataset.split("train"), "d")[0]).tolist() == [3, 3, 3]
+    assert target.of(dataset.split("test"), "d")[0].tolist() == [2, 2]
 
 
-def test_the_settings_name_the_targets_that_there_are() -> None:
+def test_the_settings_list_all_targets() -> None:
     assert set(TARGETS) == {"auto", *BUILT_IN, *OF_SCORES}
 
 
-def test_auto_takes_what_the_data_has() -> None:
+def test_auto_selects_by_the_available_labels() -> None:
     assert make_target("auto", dataset_of([1.0, 2.0, 3.0])).name == "tertiles"
     assert make_target("auto", dataset_of([1.0, 2.0, 3.0], [0, 1, 2])).name == "classes"
     assert make_target("auto", dataset_of(None, [[0, 1], [1, 0]])).kind == "questions"
@@ -111,7 +111,7 @@ def test_a_score_target_has_categories_for_f1_and_prototypes() -> None:
         ("binary-nonzero", dataset_of([0.0, 0.0]), "no sample is left"),
     ],
 )
-def test_what_does_not_fit_is_one_clear_line(
+def test_unsuitable_data_are_refused_in_one_line(
     name: str, data: MultimodalDataset, message: str
 ) -> None:
     with pytest.raises(CorrKDError, match=message) as caught:
@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_one_clear_line(
 
 
 def test_a_label_beyond_training_is_refused() -> None:
-    both = MultimodalDataset(
+    dataset = MultimodalDataset(
         name="d",
         splits={
             "train": dataset_of(None, [0, 1]).split("train"),
@@ -128,12 +128,12 @@ def test_a_label_beyond_training_is_refused() -> None:
         },
     )
     with pytest.raises(CorrKDError, match=r"d, test: label 2 is outside the 2 classes"):
-        make_target("classes", both)
+        make_target("classes", dataset)
 
 
 @given(st.sampled_from(["tertiles", "ternary", "five", "binary-nonzero", "score"]))
 @settings(deadline=None)
-def test_a_target_survives_its_json(name: str) -> None:
+def test_a_target_round_trips_through_json(name: str) -> None:
     target = make_target(name, dataset_of([float(k) for k in range(-3, 4)]))
     assert target_from_json(target.to_json()) == target
 
@@ -153,7 +153,7 @@ def test_a_target_survives_its_json(name: str) -> None:
         {"cuts": 3},
     ],
 )
-def test_a_card_whose_target_does_not_fit_itself(changes: dict[str, Any]) -> None:
+def test_an_inconsistent_target_on_a_card_is_refused(changes: dict[str, Any]) -> None:
     good = {
         "name": "score",
         "kind": "score",
@@ -183,7 +183,7 @@ def test_labels_of_another_shape_are_refused(train: object, other: object) -> No
 
 
 def test_a_split_of_zeros_alone_is_refused_before_any_training() -> None:
-    both = MultimodalDataset(
+    dataset = MultimodalDataset(
         name="d",
         splits={
             "train": dataset_of([-1.0, 1.0]).split("train"),
@@ -193,13 +193,13 @@ def test_a_split_of_zeros_alone_is_refused_before_any_training() -> None:
     with pytest.raises(
         CorrKDError, match="d, valid: no sample is left for target `binary-nonzero`"
     ):
-        make_target("binary-nonzero", both)
+        make_target("binary-nonzero", dataset)
 
 
 @pytest.mark.parametrize("equal", [0.4, 0.7, 0.9])
 @pytest.mark.parametrize("end", ["lowest", "highest"])
-def test_scores_of_which_most_are_equal(equal: float, end: str) -> None:
-    """The card is read again, and every category has training samples."""
+def test_a_score_target_copes_with_mostly_equal_scores(equal: float, end: str) -> None:
+    """The card can be read back, and every category has training samples."""
     train = make_dataset().split("train")
     count = len(train)
     rng = np.random.default_rng(0)
@@ -207,8 +207,8 @@ def test_scores_of_which_most_are_equal(equal: float, end: str) -> None:
     scores = np.where(np.arange(count) < equal * count, value, rng.uniform(1.5, 4.5, count))
     dataset = make_dataset()
     splits = {
-        name: replace(part, scores=np.resize(scores, len(part)), labels=None)
-        for name, part in dataset.splits.items()
+        name: replace(split, scores=np.resize(scores, len(split)), labels=None)
+        for name, split in dataset.splits.items()
     }
     dataset = replace(dataset, splits=splits, class_names=())
     target = make_target("score", dataset)
@@ -218,11 +218,11 @@ def test_scores_of_which_most_are_equal(equal: float, end: str) -> None:
     assert automatic.name == ("tertiles" if len(target.classes) == 3 else "score")
 
 
-def test_equal_scores_teach_nothing() -> None:
+def test_constant_scores_are_refused() -> None:
     dataset = make_dataset()
     splits = {
-        name: replace(part, scores=np.ones(len(part)), labels=None)
-        for name, part in dataset.splits.items()
+        name: replace(split, scores=np.ones(len(split)), labels=None)
+        for name, split in dataset.splits.items()
     }
     with pytest.raises(CorrKDError, match="all scores are 1; nothing can be learned"):
         make_target("score", replace(dataset, splits=splits, class_names=()))

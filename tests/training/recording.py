@@ -1,6 +1,4 @@
-"""What a CUDA graph does, without a GPU: operations are recorded once and replayed on the same
-memory.
-"""
+"""A CUDA graph without a GPU: operations are recorded once and replayed on the same memory."""
 
 from __future__ import annotations
 
@@ -11,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# What a capture on a GPU refuses, or would freeze: values read back, sizes that follow from values,
-# constants copied from the host, and torch's own random numbers.
+# Operations that a capture on a GPU refuses or would freeze: values read back, sizes that depend on
+# values, constants copied from the host, and torch's random numbers.
 REFUSED = (
     "_local_scalar_dense",
     "nonzero",
@@ -45,7 +43,7 @@ class RecordedGraph(TorchDispatchMode):
         self._before: dict[int, tuple[Any, Any]] = {}
 
     def record(self, work: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """Record the work. As in a capture, nothing that was there before is changed."""
+        """Record the work. As in a capture, existing tensors keep their values."""
         with self:
             outputs = work()
         for storage, content in self._before.values():
@@ -53,11 +51,11 @@ class RecordedGraph(TorchDispatchMode):
         return outputs
 
     def replay(self) -> None:
-        """Do each operation again, and put its results where they were."""
+        """Repeat each operation, and copy its results to the recorded outputs."""
         with torch.no_grad():
             for function, arguments, options, outputs in self.operations:
-                again = function(*arguments, **options)
-                for old, new in zip(_tensors(outputs), _tensors(again), strict=True):
+                results = function(*arguments, **options)
+                for old, new in zip(_tensors(outputs), _tensors(results), strict=True):
                     if old.data_ptr() != new.data_ptr():  # neither a view nor changed in place
                         old.copy_(new)
 
@@ -81,7 +79,7 @@ class RecordedGraph(TorchDispatchMode):
         return out
 
     def _remember(self, tensor: Tensor) -> None:
-        """Keep the content of what is about to be changed and was there before the recording."""
+        """Keep the content of an existing tensor that is about to be changed."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._made and storage.data_ptr() not in self._before:
             self._before[storage.data_ptr()] = storage, storage.clone()

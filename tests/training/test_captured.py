@@ -1,4 +1,4 @@
-"""Steps that are recorded or compiled must be the steps."""
+"""Recorded and compiled steps must match plain steps."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def test_work_is_recorded_once_for_each_set_of_shapes() -> None:
         total.add_(arguments[0].sum())
         return {"double": 2 * arguments[0]}
 
-    do = Captured(work, RecordedGraph)
+    step = Captured(work, RecordedGraph)
     expected = 0.0
     for size in (3, 3, 2, 3, 2, 2):
         x = torch.full((size,), float(len(calls) + size))
         expected += float(x.sum())
-        assert torch.equal(do([x])["double"], 2 * x)
+        assert torch.equal(step([x])["double"], 2 * x)
         assert total.item() == expected
-    assert calls == [(3,), (3,), (2,), (2,)]  # as it is, and recorded
+    assert calls == [(3,), (3,), (2,), (2,)]  # each once plain, once recorded
 
 
 @pytest.mark.parametrize(
@@ -48,16 +48,16 @@ def test_work_is_recorded_once_for_each_set_of_shapes() -> None:
         lambda x: torch.nn.functional.dropout(x[0], 0.5),
     ],
 )
-def test_what_a_gpu_cannot_capture_fails_in_these_tests(work: object) -> None:
-    do = Captured(work, RecordedGraph)  # type: ignore[arg-type]
-    do([torch.ones(2)])
+def test_recording_refuses_what_a_gpu_cannot_capture(work: object) -> None:
+    step = Captured(work, RecordedGraph)  # type: ignore[arg-type]
+    step([torch.ones(2)])
     with pytest.raises(AssertionError, match="cannot be captured"):
-        do([torch.ones(2)])
+        step([torch.ones(2)])
 
 
 @pytest.mark.slow  # compiles for half a minute
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-def test_compiled_steps_are_the_steps() -> None:
+def test_compiled_steps_match_plain_steps() -> None:
     together = [
         train_together(make_runs("corrkd"), fabric=FABRIC, compiled=compiled)
         for compiled in (True, False)
@@ -73,7 +73,7 @@ def test_other_shapes_than_the_first_are_not_compiled(monkeypatch: pytest.Monkey
     assert double(torch.full((2,), 3.0)).tolist() == [106.0, 106.0]
 
 
-def test_without_a_compiler_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> None:
         raise captured.COMPILER_FAILED[0](None, RuntimeError("no g++"), None)
 
@@ -85,9 +85,7 @@ def test_without_a_compiler_one_line_says_what_to_do(monkeypatch: pytest.MonkeyP
 def test_checkpoints_of_short_epochs_are_not_all_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Writing takes 2 s of this clock: what follows is written 40 s later, a twentieth of the
-    time.
-    """
+    """Writing takes 2 s of this clock, so the next follows 40 s later: a twentieth of the time."""
     clock = [100.0]
     monkeypatch.setattr("corrkd.training.checkpoint.time.monotonic", lambda: clock[0])
     path = tmp_path / "a.ckpt"

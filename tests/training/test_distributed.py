@@ -1,6 +1,4 @@
-"""Two processes must be one: the same loss and gradients as a single process with the joint
-batch.
-"""
+"""Two processes must give the loss and gradients of a single one with the joint batch."""
 
 from __future__ import annotations
 
@@ -36,7 +34,7 @@ from tests.command import START_METHOD
 from tests.conftest import make_dataset, make_samples, total
 
 N, FEATURES, WIDTH, CLASSES = 10, 5, 6, 3
-# Which rows of the joint batch each of the two processes holds.
+# The rows of the joint batch in each of the two processes.
 SHARDS: dict[str, list[list[int]]] = {
     "equal": [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]],
     "unequal": [[0, 1, 2], [3, 4, 5, 6, 7, 8, 9]],
@@ -76,7 +74,7 @@ def make_training() -> Training:
 
 
 def take(rows: list[int]) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-    """Rows of the joint batch: features, teacher's (representation, logits), labels."""
+    """Return rows of the joint batch: features, teacher's (representation, logits), labels."""
     random = torch.Generator().manual_seed(1)
     x, representation, logits = (
         torch.randn(N, width, generator=random, dtype=torch.float64)
@@ -96,9 +94,7 @@ def measure(model: nn.Module, training: Training, rows: list[int]) -> dict[str, 
 
 
 class Mended(nn.Module):
-    """CorrKD's mended forms as they are trained, the terms added up: who answered and what is shown
-    are gathered, too.
-    """
+    """The total loss of CorrKD's mended forms; teacher ids and visibility are gathered, too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,7 +156,7 @@ def make_hierarchical() -> Hierarchical:
 
 
 def incomplete(samples: Samples, rows: Tensor) -> TrainingBatch:
-    """Samples in float64, each without one modality."""
+    """Return samples in float64, each without one modality."""
     batch = samples.take(rows)
     frames = {m: x.double() for m, x in batch.frames.items()}
     visible = {
@@ -172,9 +168,7 @@ def incomplete(samples: Samples, rows: Tensor) -> TrainingBatch:
 
 
 class Conversations(nn.Module):
-    """A network that reads conversations, two of which are shared out between the processes, with
-    the task loss alone.
-    """
+    """The task loss of a network that reads conversations, which are split across the processes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -217,82 +211,82 @@ def make_mended() -> Mended:
 
 
 def work(rank: int, folder: str) -> None:
-    """What each of the two processes does; its findings go to a file."""
+    """Run in each of the two processes; save the results to a file."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting-point", rank=rank, world_size=2
     )
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, shards in SHARDS.items():
         training = make_training()
-        found[name] = measure(DistributedDataParallel(training), training, shards[rank])
+        results[name] = measure(DistributedDataParallel(training), training, shards[rank])
         mended = make_mended()
-        found[f"mended {name}"] = measure_rows(
+        results[f"mended {name}"] = measure_rows(
             DistributedDataParallel(mended), mended, shards[rank]
         )
         hierarchical = make_hierarchical()
-        found[f"hierarchical {name}"] = measure_rows(
+        results[f"hierarchical {name}"] = measure_rows(
             DistributedDataParallel(hierarchical), hierarchical, shards[rank]
         )
         conversations = make_conversations()
-        shared_out = DistributedDataParallel(conversations, find_unused_parameters=True)
-        found[f"conversations {name}"] = measure_rows(shared_out, conversations, shards[rank])
-    # Process 0 has rows 0 and 1, process 1 has row 10; each weighs the gathered rows by powers of
-    # two of its own.
-    own = torch.arange(2 - rank).reshape(-1, 1) + 10 * rank
-    found["integers"], found["booleans"] = gather(own), gather(own > 0)
-    leaf = own.double().requires_grad_()
+        distributed = DistributedDataParallel(conversations, find_unused_parameters=True)
+        results[f"conversations {name}"] = measure_rows(distributed, conversations, shards[rank])
+    # Process 0 has rows 0 and 1, process 1 has row 10; they weigh the gathered rows by different
+    # powers of two.
+    rows_of_rank = torch.arange(2 - rank).reshape(-1, 1) + 10 * rank
+    results["integers"], results["booleans"] = gather(rows_of_rank), gather(rows_of_rank > 0)
+    leaf = rows_of_rank.double().requires_grad_()
     gathered = gather(leaf)
     (gathered[:, 0] * torch.tensor([1.0, 2.0, 4.0]) * 8.0**rank).sum().backward()
-    found["gathered"], found["leaf gradient"] = gathered.detach(), leaf.grad
-    torch.save(found, f"{folder}/found-{rank}.pt")
+    results["gathered"], results["leaf gradient"] = gathered.detach(), leaf.grad
+    torch.save(results, f"{folder}/results-{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the two processes found, by rank."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Return the results of the two processes, by rank."""
     folder = tmp_path_factory.mktemp("two-processes")
     mp.start_processes(work, args=(str(folder),), nprocs=2, start_method=START_METHOD)
-    return [torch.load(folder / f"found-{rank}.pt") for rank in range(2)]
+    return [torch.load(folder / f"results-{rank}.pt") for rank in range(2)]
 
 
 @pytest.mark.parametrize("shards", SHARDS)
 @pytest.mark.parametrize("rank", [0, 1])
-def test_two_processes_are_one(found: list[dict[str, Any]], shards: str, rank: int) -> None:
+def test_two_processes_match_one(results: list[dict[str, Any]], shards: str, rank: int) -> None:
     training = make_training()
-    agree(found[rank][shards], measure(training, training, list(range(N))))
+    agree(results[rank][shards], measure(training, training, list(range(N))))
 
 
 @pytest.mark.parametrize("shards", SHARDS)
 @pytest.mark.parametrize("rank", [0, 1])
-def test_two_processes_are_one_in_the_mended_forms(
-    found: list[dict[str, Any]], shards: str, rank: int
+def test_two_processes_match_one_in_the_mended_forms(
+    results: list[dict[str, Any]], shards: str, rank: int
 ) -> None:
     mended = make_mended()
-    agree(found[rank][f"mended {shards}"], measure_rows(mended, mended, list(range(N))))
+    agree(results[rank][f"mended {shards}"], measure_rows(mended, mended, list(range(N))))
 
 
 @pytest.mark.parametrize("shards", SHARDS)
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_conversation_shared_out_is_read_whole(
-    found: list[dict[str, Any]], shards: str, rank: int
+def test_a_conversation_across_processes_is_read_completely(
+    results: list[dict[str, Any]], shards: str, rank: int
 ) -> None:
     conversations = make_conversations()
     agree(
-        found[rank][f"conversations {shards}"],
+        results[rank][f"conversations {shards}"],
         measure_rows(conversations, conversations, list(range(N))),
     )
 
 
 @pytest.mark.parametrize("shards", SHARDS)
 @pytest.mark.parametrize("rank", [0, 1])
-def test_two_processes_are_one_at_every_scale(
-    found: list[dict[str, Any]], shards: str, rank: int
+def test_two_processes_match_one_at_every_scale(
+    results: list[dict[str, Any]], shards: str, rank: int
 ) -> None:
     hierarchical = make_hierarchical()
     agree(
-        found[rank][f"hierarchical {shards}"],
+        results[rank][f"hierarchical {shards}"],
         measure_rows(hierarchical, hierarchical, list(range(N))),
     )
 
@@ -307,17 +301,17 @@ def agree(ours: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_rows_come_in_the_order_of_ranks(found: list[dict[str, Any]], rank: int) -> None:
+def test_rows_are_gathered_in_the_order_of_ranks(results: list[dict[str, Any]], rank: int) -> None:
     rows = torch.tensor([[0], [1], [10]])
-    assert torch.equal(found[rank]["integers"], rows)
-    assert torch.equal(found[rank]["booleans"], rows > 0)
-    assert torch.equal(found[rank]["gathered"], rows.double())
+    assert torch.equal(results[rank]["integers"], rows)
+    assert torch.equal(results[rank]["booleans"], rows > 0)
+    assert torch.equal(results[rank]["gathered"], rows.double())
 
 
-def test_backward_adds_up_what_the_processes_want(found: list[dict[str, Any]]) -> None:
-    # Row k is wanted 2^k by process 0 and 8 * 2^k by process 1.
-    assert found[0]["leaf gradient"].flatten().tolist() == [9.0, 18.0]
-    assert found[1]["leaf gradient"].flatten().tolist() == [36.0]
+def test_backward_sums_the_gradients_of_all_processes(results: list[dict[str, Any]]) -> None:
+    # Row k gets gradient 2^k from process 0 and 8 * 2^k from process 1.
+    assert results[0]["leaf gradient"].flatten().tolist() == [9.0, 18.0]
+    assert results[1]["leaf gradient"].flatten().tolist() == [36.0]
 
 
 def test_a_single_process_keeps_its_tensor() -> None:

@@ -1,4 +1,4 @@
-"""Trainings on a GPU: captured, stacked, and the same numbers twice."""
+"""Training on a GPU: captured, stacked, reproducible."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tests.training.test_stacked import MENDED, SETTINGS, make_method, scores
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
-def trained(
+def train_on_gpu(
     name: str, seeds: Sequence[int], *, alone: bool = False, compiled: bool = False
 ) -> list[Trained]:
-    """Trainings in float64 on the GPU."""
+    """Train in float64 on the GPU."""
     fabric = Fabric(accelerator="cuda", devices=1)
     fabric.launch()
     samples = make_samples(make_dataset(), device=fabric.device, dtype=torch.float64)
@@ -45,27 +45,29 @@ def trained(
 
 
 def assert_close(ours: list[Trained], theirs: list[Trained], tolerance: float) -> None:
-    for one, other in zip(ours, theirs, strict=True):
-        for name, value in other.state.items():
-            assert torch.allclose(one.state[name], value, rtol=0, atol=tolerance), name
+    for a, b in zip(ours, theirs, strict=True):
+        for name, value in b.state.items():
+            assert torch.allclose(a.state[name], value, rtol=0, atol=tolerance), name
 
 
 @pytest.mark.parametrize(
     "name", ["no-distillation", "corrkd", "kl", "feature-mse", "cubemlp", "dmd", "self-mm"]
 )
-def test_a_captured_stack_comes_to_what_each_is_alone(name: str) -> None:
-    together = trained(name, range(3))
+def test_a_captured_stack_matches_separate_trainings(name: str) -> None:
+    together = train_on_gpu(name, range(3))
     assert_close(
-        together, trained(name, range(3), alone=True), 1e-7
+        together, train_on_gpu(name, range(3), alone=True), 1e-7
     )  # learning rates are float32 where captured
-    assert_close(together[1:2], trained(name, [1]), 1e-7)
+    assert_close(together[1:2], train_on_gpu(name, [1]), 1e-7)
 
 
 @pytest.mark.parametrize("name", ["corrkd", "cubemlp", "dmd", "self-mm"])
-def test_the_same_numbers_twice(name: str) -> None:
-    assert_close(trained(name, range(3)), trained(name, range(3)), 0.0)
+def test_results_are_reproducible(name: str) -> None:
+    assert_close(train_on_gpu(name, range(3)), train_on_gpu(name, range(3)), 0.0)
 
 
 @pytest.mark.slow
-def test_compiled_and_captured_steps_are_the_steps() -> None:
-    assert_close(trained("corrkd", range(2), compiled=True), trained("corrkd", range(2)), 1e-7)
+def test_compiled_and_captured_steps_match_captured_steps() -> None:
+    assert_close(
+        train_on_gpu("corrkd", range(2), compiled=True), train_on_gpu("corrkd", range(2)), 1e-7
+    )

@@ -88,7 +88,7 @@ def same(first: Trained, second: Trained) -> bool:
     )
 
 
-def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator_alone() -> None:
+def test_the_same_seed_gives_the_same_bits_and_keeps_the_global_generator() -> None:
     samples = make_samples(make_dataset())
     first = fit(corrkd(samples), samples)
     torch.manual_seed(77)
@@ -99,13 +99,13 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator_alone
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
 @pytest.mark.parametrize("stopped", [1, 2, 3])
-def test_an_interrupted_training_goes_on_to_the_same_bits(
+def test_an_interrupted_training_resumes_with_the_same_bits(
     tmp_path: Path, stopped: int, average: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("corrkd.training.run.SHARE", math.inf)  # each epoch is written
     samples = make_samples(make_dataset())
     stage = STAGE.model_copy(update={"average": average})
-    whole = fit(corrkd(samples), samples, stage)
+    uninterrupted = fit(corrkd(samples), samples, stage)
 
     def stop(record: Record) -> None:
         if record["epoch"] == stopped:
@@ -115,19 +115,19 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(
     with pytest.raises(StoppedError):
         fit(corrkd(samples), samples, stage, checkpoint=path, on_epoch=stop)
     assert path.exists() == (stopped > 1)
-    seen: list[float] = []
-    again = fit(
+    epochs: list[float] = []
+    resumed = fit(
         corrkd(samples),
         samples,
         stage,
         checkpoint=path,
-        on_epoch=lambda record: seen.append(record["epoch"]),
+        on_epoch=lambda record: epochs.append(record["epoch"]),
     )
-    assert same(whole, again)
-    assert seen == list(range(stopped, 5))
+    assert same(uninterrupted, resumed)
+    assert epochs == list(range(stopped, 5))
 
 
-def test_what_a_batch_reads_changes_nothing() -> None:
+def test_reading_frames_by_batch_changes_nothing() -> None:
     dataset = make_dataset()
     assert same(
         fit(corrkd(make_samples(dataset)), make_samples(dataset)),
@@ -150,24 +150,22 @@ def test_the_epoch_with_the_highest_score_is_kept_and_the_earliest_on_ties() -> 
     assert [record[VALID] for record in trained.history] == [0.2, 0.5, 0.5, 0.4]
 
 
-def test_the_last_epoch_is_kept_where_that_is_asked_for() -> None:
+def test_the_last_epoch_is_kept_if_configured() -> None:
     samples = make_samples(make_dataset())
     scores = iter([0.2, 0.5, 0.5, 0.4])
     stage = STAGE.model_copy(update={"keep": "last"})
     trained = fit(TaskOnly(fresh(samples)), samples, stage, validate=lambda network: next(scores))
     assert (trained.epoch, trained.score) == (4, 0.4)
-    chosen = fit(TaskOnly(fresh(samples)), samples, stage, validate=lambda network: 0.0)
-    assert all(torch.equal(trained.state[name], chosen.state[name]) for name in trained.state)
+    other = fit(TaskOnly(fresh(samples)), samples, stage, validate=lambda network: 0.0)
+    assert all(torch.equal(trained.state[name], other.state[name]) for name in trained.state)
 
 
-def test_averaged_weights_are_the_running_average_of_the_steps_and_leave_the_training_alone() -> (
-    None
-):
+def test_averaged_weights_are_the_running_average_and_do_not_affect_training() -> None:
     samples = make_samples(make_dataset())
     name = [key for key, _ in fresh(samples).named_parameters()][-2]  # the last layer's weight
 
     def steps(average: float) -> tuple[list[torch.Tensor], Trained, list[torch.Tensor]]:
-        """Parameters after every step, what is kept, and what validation saw."""
+        """Return parameters after every step, the result, and parameters at validation."""
         method, after, validated = TaskOnly(fresh(samples)), [], []
         watched = dict(method.student.named_parameters())[name]
 
@@ -229,16 +227,16 @@ def test_every_kind_of_target_learns(target: str) -> None:
     } | ({"loss/rcd"} if target != "score" else set())
 
 
-def test_a_batch_larger_than_the_data_is_the_data() -> None:
+def test_a_batch_larger_than_the_data_is_all_of_it() -> None:
     samples = make_samples(make_dataset())
-    big, all_of_it = (
+    larger, exact = (
         fit(TaskOnly(fresh(samples)), samples, STAGE.model_copy(update={"batch_size": n}))
         for n in (9999, 48)
     )
-    assert same(big, all_of_it)
+    assert same(larger, exact)
 
 
-def test_a_loss_that_is_no_longer_finite_is_one_clear_line() -> None:
+def test_a_loss_that_is_not_finite_stops_the_training() -> None:
     samples = make_samples(make_dataset())
     method = TaskOnly(fresh(samples))
     with torch.no_grad():
@@ -248,7 +246,7 @@ def test_a_loss_that_is_no_longer_finite_is_one_clear_line() -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncate", "garbage", "shape"])
-def test_a_damaged_checkpoint_is_one_clear_line(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path, damage: str) -> None:
     samples = make_samples(make_dataset())
     path = tmp_path / "last.ckpt"
     fit(corrkd(samples), samples, checkpoint=path)
@@ -299,16 +297,16 @@ def test_task_losses_by_hand() -> None:
         / 5
     )
     assert float(CLASSES.task_loss(logits, labels)) == pytest.approx(expected)
-    asked, answers = torch.randn(5, 4, 2, dtype=torch.float64), torch.randint(0, 2, (5, 4))
-    each = [float(CLASSES.task_loss(asked[:, q], answers[:, q])) for q in range(4)]
-    assert float(QUESTIONS.task_loss(asked, answers)) == pytest.approx(sum(each) / 4)
+    responses, targets = torch.randn(5, 4, 2, dtype=torch.float64), torch.randint(0, 2, (5, 4))
+    each = [float(CLASSES.task_loss(responses[:, q], targets[:, q])) for q in range(4)]
+    assert float(QUESTIONS.task_loss(responses, targets)) == pytest.approx(sum(each) / 4)
     scores = torch.randn(5, dtype=torch.float64)
     assert float(SCORE.task_loss(logits[:, :1], scores)) == pytest.approx(
         float((logits[:, 0] - scores).abs().mean())
     )
 
 
-def test_the_schedule_is_laid_over_the_steps_that_are_run() -> None:
+def test_the_schedule_covers_the_steps_that_are_run() -> None:
     """Whole conversations, longer than a batch, make fewer steps than ceil(N / batch)."""
     samples = make_samples(in_conversations(make_dataset(), size=5))
     kind = network_class("gcnet")
@@ -319,9 +317,9 @@ def test_the_schedule_is_laid_over_the_steps_that_are_run() -> None:
     counts: list[int] = []
     batches = method.batches
 
-    def counted(*given: Any, **options: Any) -> Any:
-        counts.append(len(batches(*given, **options)))
-        return batches(*given, **options)
+    def counted(*args: Any, **options: Any) -> Any:
+        counts.append(len(batches(*args, **options)))
+        return batches(*args, **options)
 
     method.batches = counted  # type: ignore[method-assign]
     stage = STAGE.model_copy(update={"schedule": "linear", "batch_size": 3})
@@ -335,7 +333,7 @@ def test_the_schedule_is_laid_over_the_steps_that_are_run() -> None:
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
 def test_a_batch_keeps_its_structure_in_every_precision(precision: Any) -> None:
-    """What a step hands over goes through Fabric's conversions to the method's losses and back."""
+    """A step's arguments and losses pass through Fabric's conversions."""
     samples = make_samples(make_dataset())
     method = corrkd(samples)
     if precision == "64-true":
@@ -354,23 +352,25 @@ def test_a_batch_keeps_its_structure_in_every_precision(precision: Any) -> None:
     )
 
 
-def test_a_teacher_that_reads_conversations_gets_whole_ones_and_its_rows_are_in_order() -> None:
+def test_a_teacher_of_conversations_gets_complete_ones_and_its_rows_are_in_order() -> None:
     samples = make_samples(in_conversations(make_dataset(), size=5))
     kind = network_class("gcnet")
     frames = {m: x.shape[1] for m, x in samples.exists.items()}
     torch.manual_seed(0)
     network = build_network(samples.target, samples.widths, frames, kind.settings_type(), kind)
-    found = teacher_outputs(network, samples, batch_size=7)
+    outputs = teacher_outputs(network, samples, batch_size=7)
     rows = torch.arange(len(samples))
     with torch.no_grad():
         together = network.eval().in_context(samples.take(rows).complete(), samples.context(rows))
         apart = network(samples.take(rows).complete())
-    torch.testing.assert_close(found.logits, together.logits, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(found.representation, together.representation, atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(found.logits, apart.logits, atol=1e-3)
+    torch.testing.assert_close(outputs.logits, together.logits, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        outputs.representation, together.representation, atol=1e-5, rtol=1e-4
+    )
+    assert not torch.allclose(outputs.logits, apart.logits, atol=1e-3)
 
 
-def test_a_student_that_reads_conversations_learns_without_a_method_of_its_own() -> None:
+def test_a_student_of_conversations_learns_with_a_general_method() -> None:
     samples = make_samples(in_conversations(make_dataset(), size=5))
     kind = network_class("gcnet")
     frames = {m: x.shape[1] for m, x in samples.exists.items()}

@@ -1,4 +1,4 @@
-"""Several processes train what one does."""
+"""Several processes must train the models of one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.experiment.conftest import tiny, write_npz
 ROLES = ("teacher", "student", "control")
 
 
-def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-m",
@@ -29,7 +29,7 @@ def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
         "2",
     ]
     return subprocess.run(
-        [*command, "-m", "corrkd", *map(str, words)],
+        [*command, "-m", "corrkd", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=300,
@@ -55,30 +55,30 @@ def test_two_processes_give_the_models_of_one(tmp_path: Path, target: str) -> No
     settings = tiny(**changes)
     settings["teacher"]["network"]["dropout"] = 0.0
     path.write_text(yaml.safe_dump(settings))
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert corrkd("run", "--settings", path, "--out", one).code == 0
-    done = torchrun("run", "--settings", path, "--out", two)
+    alone, together = tmp_path / "one", tmp_path / "two"
+    assert corrkd("run", "--settings", path, "--out", alone).code == 0
+    done = torchrun("run", "--settings", path, "--out", together)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report: ") == 1
     assert done.stderr.count("seed 1  student: 3/3") == 1
     for seed in ("seed-0", "seed-1"):
         for role in ROLES:
             model = Path("d", seed, role, f"{role}.safetensors")
-            expected, found = (load_file(folder / model) for folder in (one, two))
-            assert expected.keys() == found.keys()
+            expected, actual = (load_file(folder / model) for folder in (alone, together))
+            assert expected.keys() == actual.keys()
             for name, value in expected.items():
                 np.testing.assert_allclose(
-                    found[name], value, rtol=1e-4, atol=1e-5, err_msg=f"{role} {name}"
+                    actual[name], value, rtol=1e-4, atol=1e-5, err_msg=f"{role} {name}"
                 )
             history = Path("d", seed, role, "history.csv")
             histories = [
-                pd.read_csv(folder / history).drop(columns="method") for folder in (one, two)
+                pd.read_csv(folder / history).drop(columns="method") for folder in (alone, together)
             ]
             pd.testing.assert_frame_equal(*histories, rtol=1e-5)
-    results = [pd.read_csv(folder / "results.csv") for folder in (one, two)]
+    results = [pd.read_csv(folder / "results.csv") for folder in (alone, together)]
     pd.testing.assert_frame_equal(*results, check_exact=False, rtol=1e-4)
-    assert {p.relative_to(one) for p in one.rglob("*.csv")} == {
-        p.relative_to(two) for p in two.rglob("*.csv")
+    assert {p.relative_to(alone) for p in alone.rglob("*.csv")} == {
+        p.relative_to(together) for p in together.rglob("*.csv")
     }
 
 

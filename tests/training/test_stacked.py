@@ -1,4 +1,4 @@
-"""Runs trained together must be what each is alone."""
+"""Runs trained together must match separate runs."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def make_method(
     student = net(
         samples.widths, dict.fromkeys(samples.widths, 6), target=samples.target, settings=settings
     )
-    heard = teachers(samples, seed, student.representation_width) if kind.needs_teacher else None
-    return kind(student, kind.options_type.model_validate(options or {}), teachers=heard).double()
+    outputs = teachers(samples, seed, student.representation_width) if kind.needs_teacher else None
+    return kind(student, kind.options_type.model_validate(options or {}), teachers=outputs).double()
 
 
 def scores(seed: int) -> Callable[[Any], float]:
-    """Validation scores that fall from another epoch on for each run."""
-    ahead = iter([0.5 + 0.01 * epoch if epoch <= seed else 0.3 for epoch in range(100)])
-    return lambda network: next(ahead)
+    """Return validation scores that start to fall at a different epoch in each run."""
+    remaining = iter([0.5 + 0.01 * epoch if epoch <= seed else 0.3 for epoch in range(100)])
+    return lambda network: next(remaining)
 
 
 def together_and_alone(
@@ -131,15 +131,11 @@ def together_and_alone(
 
 
 def assert_equal(together: list[Trained], alone: list[Trained]) -> None:
-    for one, other in zip(together, alone, strict=True):
-        assert (one.epoch, one.score, len(one.history)) == (
-            other.epoch,
-            other.score,
-            len(other.history),
-        )
-        for name, value in other.state.items():
-            assert torch.allclose(one.state[name], value, rtol=0, atol=1e-9), name
-        for mine, theirs in zip(one.history, other.history, strict=True):
+    for a, b in zip(together, alone, strict=True):
+        assert (a.epoch, a.score, len(a.history)) == (b.epoch, b.score, len(b.history))
+        for name, value in b.state.items():
+            assert torch.allclose(a.state[name], value, rtol=0, atol=1e-9), name
+        for mine, theirs in zip(a.history, b.history, strict=True):
             assert mine == pytest.approx(theirs, abs=1e-9)
 
 
@@ -147,15 +143,15 @@ def split(target: str) -> Samples:
     dataset = make_dataset()
     if target == "questions":
         splits = {
-            name: replace(part, labels=np.stack([part.labels % 2, part.labels // 2], 1))
-            for name, part in dataset.splits.items()
+            name: replace(original, labels=np.stack([original.labels % 2, original.labels // 2], 1))
+            for name, original in dataset.splits.items()
         }
         dataset = replace(dataset, splits=splits, class_names=(), question_names=("odd", "large"))
     return make_samples(dataset, target=target, dtype=torch.float64)
 
 
-# Of what is not a class, the methods that look at categories are tried each time; the others in the
-# slow tests.
+# With other targets than classes, the methods that use categories are always tested, the others
+# only in the slow tests.
 TARGETS = [
     "classes",
     pytest.param("score", marks=pytest.mark.slow),
@@ -173,7 +169,7 @@ WITH_CATEGORIES = pytest.mark.parametrize(
 
 @WITH_CATEGORIES
 def test_runs_together_with_other_targets(name: str, options: Any, target: str) -> None:
-    test_runs_together_are_what_each_is_alone(name, options, None, target)
+    test_runs_together_match_separate_runs(name, options, None, target)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -197,7 +193,7 @@ def test_runs_together_with_other_targets(name: str, options: Any, target: str) 
         ("hrlf", None, None),
     ],
 )
-def test_runs_together_are_what_each_is_alone(
+def test_runs_together_match_separate_runs(
     name: str, options: Any, network: str | None, target: str
 ) -> None:
     samples = split(target)
@@ -208,25 +204,25 @@ def test_runs_together_are_what_each_is_alone(
         missing=missing,
     )
     assert_equal(together, alone)
-    first, second = (torch.cat([x.flatten() for x in one.state.values()]) for one in together[:2])
+    first, second = (torch.cat([x.flatten() for x in run.state.values()]) for run in together[:2])
     assert not torch.allclose(first, second, atol=1e-2)
 
 
-def test_parts_of_unequal_size_end_their_epochs_at_other_steps_and_stop_early() -> None:
-    """As teachers of folds do: other last batches, other numbers of steps, an early end each."""
+def test_folds_of_unequal_size_have_different_steps_and_stop_early() -> None:
+    """Like teachers of folds, they differ in last batches, numbers of steps and final epochs."""
     samples = split("classes")
-    parts = [
+    folds = [
         samples.subset(torch.arange(len(samples))[rows])
         for rows in (slice(0, 48), slice(3, 40), slice(1, 33, 2))
     ]
     settings = SETTINGS.model_copy(update={"epochs": 6, "patience": 2})
     together, alone = together_and_alone(
         lambda seed: make_method("no-distillation", samples, seed),
-        lambda seed: parts[seed],
+        lambda seed: folds[seed],
         settings,
     )
     assert_equal(together, alone)
-    assert len({len(one.history) for one in together}) == 3
+    assert len({len(run.history) for run in together}) == 3
 
 
 def make_runs(
@@ -236,11 +232,11 @@ def make_runs(
     options: Any = None,
     network: str | None = None,
 ) -> list[TrainingRun]:
-    whole = split("classes") if samples is None else samples(0)
+    shared = split("classes") if samples is None else samples(0)
     return [
         TrainingRun(
-            method=make_method(name, whole, seed, options, network),
-            samples=whole if samples is None else samples(seed),
+            method=make_method(name, shared, seed, options, network),
+            samples=shared if samples is None else samples(seed),
             settings=settings,
             validate=scores(seed),
             seed=seed,
@@ -250,7 +246,7 @@ def make_runs(
     ]
 
 
-# A learning rate that float32 holds exactly, since a captured one is a tensor of it.
+# A learning rate that float32 represents exactly, since a captured one is a float32 tensor.
 CAPTURABLE = (
     "kl",
     "feature-mse",
@@ -266,7 +262,7 @@ CAPTURED = SETTINGS.model_copy(update={"lr": 2.0**-7, "schedule": "constant"})
 
 @WITH_CATEGORIES
 def test_a_recorded_step_with_other_targets(name: str, options: Any, target: str) -> None:
-    test_a_recorded_step_replayed_is_the_step(name, options, None, target)
+    test_a_replayed_step_matches_the_plain_step(name, options, None, target)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -279,7 +275,7 @@ def test_a_recorded_step_with_other_targets(name: str, options: Any, target: str
         *(("kl", None, network) for network in ("mlp", "gru", "perceiver")),
     ],
 )
-def test_a_recorded_step_replayed_is_the_step(
+def test_a_replayed_step_matches_the_plain_step(
     name: str, options: Any, network: str | None, target: str
 ) -> None:
     samples = split(target)
@@ -288,12 +284,10 @@ def test_a_recorded_step_replayed_is_the_step(
     assert_equal(recorded, train_together(runs[1], fabric=FABRIC))
 
 
-def test_recorded_steps_of_unequal_parts_follow_their_schedules() -> None:
-    """Of other lengths of epoch, so that batches have several shapes and the learning rate differs
-    between runs.
-    """
+def test_recorded_steps_of_unequal_folds_follow_their_schedules() -> None:
+    """Epochs differ in length, so batches have several shapes and learning rates differ by run."""
     samples = split("classes")
-    parts = [
+    folds = [
         samples.subset(torch.arange(len(samples))[rows])
         for rows in (slice(0, 48), slice(3, 40), slice(1, 33, 2))
     ]
@@ -304,35 +298,35 @@ def test_recorded_steps_of_unequal_parts_follow_their_schedules() -> None:
         graphs.append(RecordedGraph())
         return graphs[-1]
 
-    runs = [make_runs("no-distillation", lambda seed: parts[seed], settings) for _ in range(2)]
+    runs = [make_runs("no-distillation", lambda seed: folds[seed], settings) for _ in range(2)]
     captured = train_together(runs[0], fabric=FABRIC, make_graph=make_graph)
     plain = train_together(runs[1], fabric=FABRIC)
     assert len(graphs) > 2
-    for one, other in zip(captured, plain, strict=True):
-        assert len(one.history) == len(other.history)
-        for key, value in other.state.items():
-            assert torch.allclose(one.state[key], value, rtol=0, atol=1e-7), (
+    for a, b in zip(captured, plain, strict=True):
+        assert len(a.history) == len(b.history)
+        for key, value in b.state.items():
+            assert torch.allclose(a.state[key], value, rtol=0, atol=1e-7), (
                 key
             )  # rates rounded to float32
 
 
-def test_what_a_method_remembers_is_kept_where_others_have_ended() -> None:
-    """Self-MM's labels and memory go on to change in the runs that are left."""
+def test_a_methods_memory_is_kept_after_other_runs_end() -> None:
+    """Self-MM's labels and memory keep changing in the remaining runs."""
     samples = split("classes")
     settings = SETTINGS.model_copy(update={"epochs": 6, "patience": 2})
     together, alone = together_and_alone(
         lambda seed: make_method("self-mm", samples, seed), lambda seed: samples, settings
     )
     assert_equal(together, alone)
-    assert len({len(one.history) for one in together}) == 3
+    assert len({len(run.history) for run in together}) == 3
 
 
 class StoppedError(Exception):
     pass
 
 
-def test_a_stopped_stack_goes_on_to_the_same(tmp_path: Path) -> None:
-    """Stopped between two runs' checkpoints: one has an epoch more than the others."""
+def test_a_stopped_stack_resumes_with_the_same_results(tmp_path: Path) -> None:
+    """It stops between two runs' checkpoints: one has an epoch more than the others."""
     samples = split("classes")
 
     def runs(stop: bool) -> list[TrainingRun]:
@@ -356,10 +350,10 @@ def test_a_stopped_stack_goes_on_to_the_same(tmp_path: Path) -> None:
 
     with pytest.raises(StoppedError):
         train_together(runs(stop=True), fabric=FABRIC)
-    again = train_together(runs(stop=False), fabric=FABRIC)
+    resumed = train_together(runs(stop=False), fabric=FABRIC)
     for seed in range(3):
         (tmp_path / f"{seed}.ckpt").unlink()
-    whole = train_together(runs(stop=False), fabric=FABRIC)
-    for one, other in zip(again, whole, strict=True):
-        assert all(torch.equal(value, other.state[name]) for name, value in one.state.items())
-        assert one.history == other.history
+    uninterrupted = train_together(runs(stop=False), fabric=FABRIC)
+    for a, b in zip(resumed, uninterrupted, strict=True):
+        assert all(torch.equal(value, b.state[name]) for name, value in a.state.items())
+        assert a.history == b.history

@@ -20,23 +20,23 @@ weights = st.fixed_dictionaries({}, optional=dict.fromkeys(("scd", "cpd", "rcd")
 
 def logits_of(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     random = torch.Generator().manual_seed(len(batch.labels))
-    shape = (*batch.labels.shape, batch.classes)
+    shape = (*batch.labels.shape, batch.num_classes)
     student, teacher = (torch.randn(shape, generator=random, dtype=torch.float64) for _ in range(2))
     return student, teacher
 
 
 @few
 @given(batch=st.one_of(batches(), batches(questions=True)), weights=weights)
-def test_it_is_the_weighted_sum_of_the_three(batch: Batch, weights: dict[str, float]) -> None:
+def test_is_the_weighted_sum_of_the_three_losses(batch: Batch, weights: dict[str, float]) -> None:
     loss = CorrKDLoss(
-        batch.classes, weights=weights, boundary=1.4, generator=torch.Generator().manual_seed(0)
+        batch.num_classes, weights=weights, boundary=1.4, generator=torch.Generator().manual_seed(0)
     )
     student, teacher = logits_of(batch)
-    total, parts = loss(batch.student, student, batch.teacher, teacher, batch.labels)
+    total, terms = loss(batch.student, student, batch.teacher, teacher, batch.labels)
     expected = {
         "scd": sample_contrastive_distillation(batch.student, batch.teacher, boundary=1.4),
         "cpd": category_prototype_distillation(
-            batch.student, batch.teacher, batch.labels, batch.classes
+            batch.student, batch.teacher, batch.labels, batch.num_classes
         ),
     }
     if loss.rcd is not None:
@@ -45,9 +45,9 @@ def test_it_is_the_weighted_sum_of_the_three(batch: Batch, weights: dict[str, fl
             student, teacher, batch.labels, *critics
         )
     used = {name: value for name, value in expected.items() if weights.get(name, 1.0)}
-    assert parts.keys() == used.keys()
+    assert terms.keys() == used.keys()
     for name, value in used.items():
-        torch.testing.assert_close(parts[name], value.detach())
+        torch.testing.assert_close(terms[name], value.detach())
     weighted = sum(
         (weights.get(name, 1.0) * value for name, value in used.items()),
         torch.zeros((), dtype=torch.float64),
@@ -65,10 +65,10 @@ def test_gradients_are_finite(scale: float, same: bool) -> None:
     if not same:
         student, logits = scale * torch.randn(12, 8), scale * torch.randn(12, 3)
     student.requires_grad_(), logits.requires_grad_()
-    total, parts = loss(student, logits, teacher, teacher_logits, labels)
+    total, terms = loss(student, logits, teacher, teacher_logits, labels)
     total.backward()
     assert total.isfinite()
-    assert all(not value.requires_grad for value in parts.values())
+    assert all(not value.requires_grad for value in terms.values())
     for tensor in (student, logits, *loss.parameters()):
         assert tensor.grad is not None
         assert tensor.grad.isfinite().all()
@@ -96,18 +96,18 @@ def test_its_critics_learn_with_the_student_and_are_saved() -> None:
     assert "'scd': 0.5" in repr(loss)
 
 
-def test_without_weights_nothing_is_left_but_the_graph() -> None:
+def test_with_zero_weights_the_total_is_zero_and_differentiable() -> None:
     loss = CorrKDLoss(2, weights=dict.fromkeys(("scd", "cpd", "rcd"), 0.0))
     logits = torch.randn(4, 2, requires_grad=True)
-    total, parts = loss(
+    total, terms = loss(
         torch.randn(4, 3), logits, torch.randn(4, 3), torch.randn(4, 2), torch.arange(4) % 2
     )
     total.backward()
-    assert (total.item(), parts, list(loss.parameters())) == (0.0, {}, [])
+    assert (total.item(), terms, list(loss.parameters())) == (0.0, {}, [])
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         (
             {"num_classes": 3, "weights": {"scf": 1.0}},
@@ -119,6 +119,6 @@ def test_without_weights_nothing_is_left_but_the_graph() -> None:
         ({"num_classes": 2, "boundary": 0.0}, "boundary must be greater than 0"),
     ],
 )
-def test_wrong_options_are_refused(options: dict[str, object], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         CorrKDLoss(**options)  # type: ignore[arg-type]

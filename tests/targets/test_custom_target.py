@@ -1,5 +1,5 @@
-"""A target of a user's own, in a package of its own: ordinal classes, with a loss, a metric and a
-field that no built-in target has.
+"""A user's target in a separate package: ordinal classes, with a loss, a metric and a field that
+no built-in target has.
 """
 
 from __future__ import annotations
@@ -69,18 +69,20 @@ class OrdinalTarget(ClassesTarget):
 
 @pytest.fixture(scope="module")
 def installed() -> Any:
-    """As if a package with the target were installed."""
-    point = metadata.EntryPoint("ordinal", f"{__name__}:OrdinalTarget", TARGET_GROUP)
+    """Register the target as if its package were installed."""
+    entry_point = metadata.EntryPoint("ordinal", f"{__name__}:OrdinalTarget", TARGET_GROUP)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            metadata, "entry_points", lambda **which: metadata.EntryPoints([point]).select(**which)
+            metadata,
+            "entry_points",
+            lambda **which: metadata.EntryPoints([entry_point]).select(**which),
         )
         yield
 
 
 @pytest.fixture(scope="module")
 def run(installed: None, tmp_path_factory: pytest.TempPathFactory) -> corrkd.Run:
-    """A run on it: teacher, student and control, calibrated, tested and reported."""
+    """Return a run on the target: teacher, student and control, calibrated, tested, reported."""
     stage = {"epochs": 4, "batch_size": 12, "lr": 0.02}
     settings = corrkd.load_settings(
         data={
@@ -99,7 +101,7 @@ def run(installed: None, tmp_path_factory: pytest.TempPathFactory) -> corrkd.Run
     return corrkd.run(settings, tmp_path_factory.mktemp("ordinal") / "run")
 
 
-def test_its_loss_trains_and_its_metric_is_measured_and_tabled(run: corrkd.Run) -> None:
+def test_the_loss_trains_and_the_metric_is_measured_and_tabled(run: corrkd.Run) -> None:
     card = json.loads(
         (run.folder / "synthetic" / "seed-0" / "student" / "student.json").read_text("utf-8")
     )
@@ -111,13 +113,13 @@ def test_its_loss_trains_and_its_metric_is_measured_and_tabled(run: corrkd.Run) 
     assert (run.folder / "tables" / "inter-modality-mae.csv").is_file()
 
 
-def test_a_metric_that_only_it_knows_is_shown_by_its_name(run: corrkd.Run) -> None:
+def test_a_custom_metric_is_shown_by_its_name(run: corrkd.Run) -> None:
     table = (run.folder / "tables" / "inter-modality-levels-off.csv").read_text("utf-8")
     assert ",2.0," in table
     page = (run.folder / "report.html").read_text("utf-8")
     rows = page[page.index("levels_off on the test split") :].split("</table>")[0]
     assert "<td>" in rows
-    assert "<strong>" not in rows  # whether more of it is better is not known
+    assert "<strong>" not in rows  # whether higher is better is unknown
     folder = run.folder / "synthetic" / "seed-0" / "student"
     complete, *_ = json.loads((folder / "student.json").read_text("utf-8"))["evaluated"][
         "conditions"
@@ -130,7 +132,7 @@ def test_a_metric_that_only_it_knows_is_shown_by_its_name(run: corrkd.Run) -> No
     )
 
 
-def test_a_saved_model_keeps_it_and_is_evaluated_and_used(run: corrkd.Run) -> None:
+def test_a_saved_model_keeps_the_target(run: corrkd.Run) -> None:
     student = corrkd.load_student(run.folder)
     assert isinstance(student.target, OrdinalTarget)
     assert student.target.levels == (0.0, 1.0, 2.0)
@@ -142,7 +144,7 @@ def test_a_saved_model_keeps_it_and_is_evaluated_and_used(run: corrkd.Run) -> No
     assert sum(prediction.probabilities.values()) == pytest.approx(1.0)
 
 
-def test_its_fields_have_the_bounds_of_their_types(installed: None) -> None:
+def test_fields_are_validated_by_type(installed: None) -> None:
     card = OrdinalTarget(name="ordinal", classes=("a", "b"), levels=(0.0, 1.0)).to_json()
     assert target_from_json(card).to_json() == card
     for wrong in ({"levels": ["low", "high"]}, {"levels": [0.0, float("inf")]}, {"more": 1}):
@@ -150,7 +152,7 @@ def test_its_fields_have_the_bounds_of_their_types(installed: None) -> None:
             target_from_json({**card, **wrong})
 
 
-def test_it_is_unknown_where_its_package_is_not_installed() -> None:
+def test_an_uninstalled_target_is_unknown() -> None:
     card = OrdinalTarget(name="ordinal", classes=("a", "b")).to_json()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
