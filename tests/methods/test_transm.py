@@ -54,8 +54,8 @@ def test_shapes(widths: dict[str, int], target: Target, shape: tuple[int, ...]) 
     assert net(inputs).representation.shape == (4, 2 * (len(widths) - 1) * 8)
     translations = net.translate(inputs)
     assert len(translations) == 2 * (len(widths) - 1)
-    assert all(t.there.shape == inputs.frames[t.target].shape for t in translations)
-    assert all(t.back.shape == inputs.frames[t.source].shape for t in translations)
+    assert all(t.translated.shape == inputs.frames[t.target].shape for t in translations)
+    assert all(t.restored.shape == inputs.frames[t.source].shape for t in translations)
 
 
 @pytest.mark.parametrize("widths", [TWO, FOUR])
@@ -65,8 +65,8 @@ def test_padding_and_invisible_frames_change_nothing(widths: dict[str, int]) -> 
     check_finite_when_nothing_is_visible(net, inputs)
     other = overwrite_invisible(inputs, 1e6)
     for before, after in zip(net.translate(inputs), net.translate(other), strict=True):
-        assert torch.equal(before.there, after.there)
-        assert torch.equal(before.back, after.back)
+        assert torch.equal(before.translated, after.translated)
+        assert torch.equal(before.restored, after.restored)
 
 
 @pytest.mark.parametrize("centre", list(FOUR))
@@ -93,9 +93,9 @@ def test_a_process_without_a_sample_still_uses_every_parameter() -> None:
     """Otherwise the other processes would wait for its gradients."""
     net, empty = network(TWO), map_tensors(lambda x: x[:0], make_inputs(TWO))
     translations = net.translate(empty)
-    assert [t.back.shape[0] for t in translations] == [0, 0]
+    assert [t.restored.shape[0] for t in translations] == [0, 0]
     (
-        sum(t.back.sum() for t in translations) + net.fuse(translations, empty).logits.sum()
+        sum(t.restored.sum() for t in translations) + net.fuse(translations, empty).logits.sum()
     ).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
 
@@ -142,12 +142,14 @@ def test_the_back_translation_reads_the_translation_not_the_target() -> None:
     other = net.translate(
         inputs._replace(frames={**inputs.frames, "audio": inputs.frames["audio"] + 5.0})
     )[0]
-    assert torch.equal(before.there, other.there)  # a translation does not see the true target
-    assert torch.equal(before.back, other.back)
+    assert torch.equal(
+        before.translated, other.translated
+    )  # a translation does not see the true target
+    assert torch.equal(before.restored, other.restored)
     with torch.no_grad():
         net.cells[0].decoders[0].project.bias.copy_(torch.tensor([1.0, -2.0, 3.0]))
     after = net.translate(inputs)[0]
-    assert not torch.allclose(after.back, before.back, atol=1e-5)
+    assert not torch.allclose(after.restored, before.restored, atol=1e-5)
 
 
 def test_a_translation_attends_to_its_source_frame_by_frame() -> None:
@@ -156,13 +158,13 @@ def test_a_translation_attends_to_its_source_frame_by_frame() -> None:
     frames, exists, _ = make_inputs(TWO)
     everything = {m: torch.ones_like(e) for m, e in exists.items()}
     complete = Inputs(frames, everything, everything)
-    translated = net.translate(complete)[0].there
+    translated = net.translate(complete)[0].translated
     flipped = net.translate(
         complete._replace(frames={**frames, "language": frames["language"].flip(1)})
-    )[0].there
+    )[0].translated
     assert not torch.allclose(flipped, translated, atol=1e-6)
     assert not torch.allclose(translated[:, 0], translated[:, 1], atol=1e-6)
-    first = net.translate(map_tensors(lambda x: x[:1], complete))[0].there
+    first = net.translate(map_tensors(lambda x: x[:1], complete))[0].translated
     assert torch.allclose(first, translated[:1], atol=1e-5)
 
 
@@ -204,10 +206,12 @@ def test_the_terms_are_mean_absolute_errors_of_visible_frames() -> None:
         return (made - batch.frames[m])[batch.present[m]].abs().mean()
 
     torch.testing.assert_close(
-        terms["forward"], sum(error(t.there, t.target) for t in translations) / len(translations)
+        terms["forward"],
+        sum(error(t.translated, t.target) for t in translations) / len(translations),
     )
     torch.testing.assert_close(
-        terms["backward"], sum(error(t.back, t.source) for t in translations) / len(translations)
+        terms["backward"],
+        sum(error(t.restored, t.source) for t in translations) / len(translations),
     )
 
 
@@ -231,7 +235,7 @@ def test_after_training_the_cycle_restores_unseen_samples_better_than_a_constant
         constant = mean_error(
             frame_errors(means[t.source].float().expand_as(frames), frames, present)
         )
-        assert mean_error(frame_errors(t.back, frames, present)) < 0.9 * constant
+        assert mean_error(frame_errors(t.restored, frames, present)) < 0.9 * constant
 
 
 @pytest.mark.slow

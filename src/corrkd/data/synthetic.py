@@ -117,11 +117,11 @@ class SyntheticSpec:
             )
         object.__setattr__(self, "modalities", tuple(names))  # YAML gives a list
         for name in ("train", "valid", "test", "shared_dims", "private_dims", "person_samples"):
-            _whole(name, getattr(self, name), 1)
-        _whole("classes", self.classes, 2)
-        _whole("seed", self.seed, 0)
+            _check_integer(name, getattr(self, name), 1)
+        _check_integer("classes", self.classes, 2)
+        _check_integer("seed", self.seed, 0)
         if self.shortest is not None:
-            _whole("shortest", self.shortest, 1)
+            _check_integer("shortest", self.shortest, 1)
         _number("shared", self.shared, 0.0, 1.0)
         _number("natural_missing", self.natural_missing, 0.0, 1.0)
         if self.natural_missing and len(names) < 2:
@@ -147,8 +147,8 @@ class SyntheticSpec:
         noise = self._by_modality("noise", NOISE, OTHER_NOISE)
         latents = self.shared_dims + self.private_dims
         for m in self.modalities:
-            _whole(f"frames of {m}", frames[m], 1)
-            _whole(f"widths of {m}", widths[m], latents, " (shared_dims + private_dims)")
+            _check_integer(f"frames of {m}", frames[m], 1)
+            _check_integer(f"widths of {m}", widths[m], latents, " (shared_dims + private_dims)")
             _number(f"informativeness of {m}", weights[m], 0.0, math.inf)
             _number(f"noise of {m}", noise[m], 1e-3, 1e3)
         total = sum(weights.values())
@@ -187,12 +187,12 @@ class Readings:
     Attributes:
         shared: (N, T_m) A_m's first column times the frame: s_1 plus noise of deviation sigma_m.
         private: (N, T_m) the same for p_m1.
-        there: (N, T_m) frames that are neither padding nor naturally missing.
+        present: (N, T_m) frames that are neither padding nor naturally missing.
     """
 
     shared: Float64Array
     private: Float64Array
-    there: BoolArray
+    present: BoolArray
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class ExactPosterior:
                 f"synthetic posterior: no split {split!r}; there are {', '.join(self.readings)}"
             )
         readings = self.readings[split]
-        count = len(next(iter(readings.values())).there)
+        count = len(next(iter(readings.values())).present)
         shared_sum, shared_precision = np.zeros(count), np.ones(count)
         mean, variance = np.zeros(count), np.zeros(count)
         for m, mask in visible.items():
@@ -251,13 +251,13 @@ class ExactPosterior:
                 raise CorrKDError(
                     f"synthetic posterior: no modality {m!r}; there are {', '.join(readings)}"
                 )
-            if np.shape(mask) != readings[m].there.shape:
+            if np.shape(mask) != readings[m].present.shape:
                 raise CorrKDError(
                     f"synthetic posterior: mask of {m} has shape {np.shape(mask)}, expected "
-                    f"{readings[m].there.shape}"
+                    f"{readings[m].present.shape}"
                 )
         for m, law in self.laws.items():
-            seen = readings[m].there & np.asarray(visible.get(m, False), bool)
+            seen = readings[m].present & np.asarray(visible.get(m, False), bool)
             weight = 1.0 / law.noise**2
             precision = weight * seen.sum(1)
             shared_precision += precision
@@ -390,7 +390,7 @@ def _class_names(count: int) -> tuple[str, ...]:
     return named.get(count) or tuple(f"class {k}" for k in range(count))
 
 
-def _whole(name: str, value: object, low: int, why: str = "") -> None:
+def _check_integer(name: str, value: object, low: int, why: str = "") -> None:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < low:
         raise CorrKDError(
             f"synthetic data: {name} = {value!r} must be a whole number from {low}{why} up"

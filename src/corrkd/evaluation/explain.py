@@ -156,7 +156,7 @@ def explain(
     score = not target.has_classes
     # cuDNN would refuse the backward pass of an LSTM in eval mode.
     with _in_eval_mode(network), torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
-        index, question_index = _asked(network(inputs).logits[0], target, output, question)
+        index, question_index = _output_index(network(inputs).logits[0], target, output, question)
 
         quantity = partial(
             _quantity, index=index, question=question_index, temperature=temperature, score=score
@@ -247,7 +247,7 @@ def modality_effects(
         without = _logits_without(network, inputs, lengths)
     out = []
     for question in range(len(target.questions)) if target.questions else [None]:
-        index, question_index = _asked(complete[0], target, None, question)
+        index, question_index = _output_index(complete[0], target, None, question)
         quantity = partial(
             _quantity, index=index, question=question_index, temperature=temperature, score=score
         )
@@ -361,7 +361,7 @@ def _one_sample(network: AnyNetwork, inputs: Inputs) -> Inputs:
     return inputs._replace(frames=frames)
 
 
-def _asked(
+def _output_index(
     logits: Tensor, target: Target, output: int | None, question: int | None
 ) -> tuple[int, int | None]:
     """Return the indices of the explained class and question, for logits (K,), (Q, 2) or (1,)."""

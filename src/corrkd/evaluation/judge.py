@@ -116,10 +116,10 @@ def calibrations_of(saved: SavedNetwork) -> dict[str, Calibration]:
     if saved.evaluated is None:
         return {}
 
-    def threshold(given: float | None) -> float | None:
+    def threshold(tolerance: float | None) -> float | None:
         if saved.evaluated is None or saved.evaluated.level is None:
             return None
-        return math.inf if given is None else given
+        return math.inf if tolerance is None else tolerance
 
     return {
         c.name: Calibration(c.temperature, threshold(c.threshold))
@@ -170,7 +170,7 @@ def judge_predictor(
         for (condition, draw), out in zip(runs, answers, strict=True):
             out.append(
                 _answer(
-                    predict(*_given(batch, condition, draw, source, seed)),
+                    predict(*_condition_arrays(batch, condition, draw, source, seed)),
                     len(batch),
                     samples.target,
                 )
@@ -185,7 +185,7 @@ def judge_predictor(
     return tabulate(results, samples.target, samples.targets.cpu().numpy(), samples.modalities)
 
 
-def _given(
+def _condition_arrays(
     batch: Batch, condition: Condition, draw: int, source: MaskSource | None, seed: int
 ) -> tuple[dict[str, FloatArray], dict[str, BoolArray], dict[str, BoolArray]]:
     """Return frames, exists and visible of a batch for a predictor; invisible frames are zero."""

@@ -142,12 +142,12 @@ def resolve(name: str, settings: ArmSettings, run: Settings) -> Arm:
     where = f"settings: arms.{name}"
     method = _method(name, settings, run, where)
     teacher = name == TEACHER or method.class_.teaches
-    whole = run.teacher if teacher else run.student
-    network = _network(method, settings, whole.network, where)
+    stage = run.teacher if teacher else run.student
+    network = _network(method, settings, stage.network, where)
     fields = TrainingSettings.model_fields
     changes = {key: value for key, value in settings.changes().items() if key in fields}
     training = _valid(
-        TrainingSettings, {key: getattr(whole, key) for key in fields} | changes, where
+        TrainingSettings, {key: getattr(stage, key) for key in fields} | changes, where
     )
     trains_on = method.class_.trains_on if settings.trains_on == "method" else settings.trains_on
     if teacher and (method.class_.needs_teacher or settings.trains_on == "missing"):

@@ -293,16 +293,19 @@ def _trained_answers(
     if line.folds is None:
         repeats = [outputs_of(member, samples) for member in every]
         return repeats[0], [outputs.logits for outputs in repeats]
-    whole = outputs_of(Member(0, network=network_index), samples)
+    first = outputs_of(Member(0, network=network_index), samples)
     scales = _made(copy.deepcopy(source), experiment, TEACHER, seed).scales
-    representation, fold_of = torch.empty_like(whole.representation), torch.empty_like(samples.keys)
-    logits = [torch.empty_like(whole.logits) for _ in range(line.repeats)]
+    representation, fold_of = (
+        torch.empty_like(first.representation),
+        torch.empty_like(samples.keys),
+    )
+    logits = [torch.empty_like(first.logits) for _ in range(line.repeats)]
     for member in every:
         rows, held_out = rows_of(member, experiment, samples, seed)
         outputs = outputs_of(member, samples.subset(rows))
         logits[member.repeat][held_out] = outputs.logits[held_out]
         if member.repeat == 0:
-            turned = turned_towards(whole.representation, outputs.representation, rows, scales)
+            turned = turned_towards(first.representation, outputs.representation, rows, scales)
             representation[held_out] = turned[held_out]
             fold_of[held_out] = member.fold or 0
     return TeacherOutputs(representation, logits[0], fold_of), logits
@@ -349,7 +352,7 @@ def _method(
     module: nn.Module | str,
     teachers: TeacherOutputs,
     experiment: Experiment,
-    asked: Mapping[str, Any],
+    overrides: Mapping[str, Any],
 ) -> tuple[AnyMethod, list[str]]:
     """Return the student's method, with options that its networks support, and notes on changes."""
     settings = experiment.settings
@@ -358,7 +361,7 @@ def _method(
         weights = experiment.target.balanced_class_weights(experiment.samples("train").targets)
     with _seeded(settings.seeds[0], "student"):
         student = _network(module, experiment)
-        options, notes = _options(student, teachers, settings, asked)
+        options, notes = _options(student, teachers, settings, overrides)
         method = settings.student.method.class_(
             student, options, teachers=teachers, class_weights=weights
         )

@@ -380,8 +380,8 @@ class CorrKDClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         arrays = {}
         for m, width in self.saved_.widths.items():
             if m in split.frames:
-                there = split.exists(m)
-                arrays[m] = Arrays(split.frames[m], there, split.present[m] & (m not in hidden))
+                exists = split.exists(m)
+                arrays[m] = Arrays(split.frames[m], exists, split.present[m] & (m not in hidden))
             else:
                 exists = np.ones((len(split), 1), bool)
                 arrays[m] = Arrays(np.zeros((len(split), 1, width), np.float32), exists, ~exists)

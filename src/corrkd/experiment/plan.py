@@ -408,7 +408,7 @@ def _named(methods: Any, where: str) -> dict[str, Any]:
 
 def expanded(names: Iterable[str]) -> list[str]:
     """Return the names, each once, with groups (paper, controls, ablation, all) expanded."""
-    return list(dict.fromkeys(one for name in names for one in GROUPS.get(name, (name,))))
+    return list(dict.fromkeys(arm for name in names for arm in GROUPS.get(name, (name,))))
 
 
 def _name_of(path: str) -> str:

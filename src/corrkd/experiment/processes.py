@@ -33,11 +33,11 @@ def make_fabric(settings: Settings) -> Fabric:
 @cache
 def _fabric(device: torch.device, precision: Any) -> Fabric:
     world = world_size()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     fabric = Fabric(
         accelerator=device.type,
-        devices=here,
-        num_nodes=max(1, world // here),
+        devices=local_size,
+        num_nodes=max(1, world // local_size),
         strategy="ddp_find_unused_parameters_true" if world > 1 else "auto",
         precision=precision,
     )

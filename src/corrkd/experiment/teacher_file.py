@@ -54,8 +54,8 @@ class TeacherFile:
         """Raise CorrKDError if some of these ids have no outputs, with their number and the first
         of them.
         """
-        there = set(self.ids.tolist())
-        missing = [name for name in map(str, ids) if name not in there]
+        available = set(self.ids.tolist())
+        missing = [name for name in map(str, ids) if name not in available]
         if missing:
             first = ", ".join(map(quoted, missing[:MOST_NAMED])) + (
                 ", ..." if len(missing) > MOST_NAMED else ""

@@ -229,9 +229,9 @@ class LabelGeneration(nn.Module):
             old = self.unimodal[index, rows]
             epoch = (seen[rows] + 1)[:, None].to(old.dtype)
             moved = (epoch - 1) / (epoch + 1) * old + 2 / (epoch + 1) * new
-            here = visible[index][:, None]
-            self.unimodal[index, rows] = torch.where(here & (epoch > 1), moved, old)
-            memory[rows] = torch.where(here, features.to(self.fused.dtype), memory[rows])
+            is_visible = visible[index][:, None]
+            self.unimodal[index, rows] = torch.where(is_visible & (epoch > 1), moved, old)
+            memory[rows] = torch.where(is_visible, features.to(self.fused.dtype), memory[rows])
             seen[rows] += visible[index].to(seen.dtype)
         self.fused[rows] = fused.to(self.fused.dtype)
 

@@ -67,11 +67,11 @@ class SMIL(Method[SMILNetwork]):
         after: SMILOutput = functional_call(
             _Responding(network), self.adapted(inner), args=(inputs,), strict=False
         )
-        everyone, whole = self.gather(targets), self.gather(complete)
+        truth, is_complete = self.gather(targets), self.gather(complete)
         divergence = before.perturbation.divergence(NEUTRAL, settings.deviation)
         return {
-            "inner": (settings.inner, self.masked_task_loss(before, everyone, ~whole)),
-            "outer": (settings.outer, self.masked_task_loss(after, everyone, whole)),
+            "inner": (settings.inner, self.masked_task_loss(before, truth, ~is_complete)),
+            "outer": (settings.outer, self.masked_task_loss(after, truth, is_complete)),
             "reconstruction": (settings.reconstruction, self._reconstruction(inputs)),
             "divergence": (settings.divergence, self.gather(divergence).mean()),
         }

@@ -55,8 +55,8 @@ class TransM(Method[TransMNetwork]):
         """Return task, forward and backward."""
         network, inputs = self.student, batch.inputs
         settings = network.settings
-        ways = network.translate(inputs)
-        logits = network.fuse(ways, inputs).logits
+        translations = network.translate(inputs)
+        logits = network.fuse(translations, inputs).logits
 
         def error(made: Tensor, m: str) -> Tensor:
             return mean_error(
@@ -67,10 +67,10 @@ class TransM(Method[TransMNetwork]):
             "task": (1.0, self.task_loss(self.gather(logits), self.gather(batch.targets))),
             "forward": (
                 settings.forward,
-                torch.stack([error(way.there, way.target) for way in ways]).mean(),
+                torch.stack([error(t.translated, t.target) for t in translations]).mean(),
             ),
             "backward": (
                 settings.backward,
-                torch.stack([error(way.back, way.source) for way in ways]).mean(),
+                torch.stack([error(t.restored, t.source) for t in translations]).mean(),
             ),
         }

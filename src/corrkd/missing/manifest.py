@@ -51,14 +51,14 @@ class Manifest:
         """Return a source of masks for a sweep over `samples`. Raises CorrKDError if the manifest
         lacks a sample, or modalities or frames differ.
         """
-        places = {name: index for index, name in enumerate(self.ids)}
-        absent = [str(i) for i in samples.ids if str(i) not in places]
+        rows = {name: index for index, name in enumerate(self.ids)}
+        absent = [str(i) for i in samples.ids if str(i) not in rows]
         if absent:
             raise CorrKDError(
                 f"masks: {len(absent)} samples are not in the manifest, as {absent[0]!r}; it was "
                 f"made for other samples"
             )
-        order = np.array([places[str(i)] for i in samples.ids])
+        order = np.array([rows[str(i)] for i in samples.ids])
         masks = {}
         for (name, draw, m), mask in self.masks.items():
             if m not in samples.exists or mask.shape[1] != samples.exists[m].shape[1]:

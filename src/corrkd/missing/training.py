@@ -78,9 +78,9 @@ class RandomMissing:
         # A modality that is missing in the data cannot be the one that is kept.
         available = torch.stack([present[m].any(1) for m in modalities], 1)
         number = torch.cat([numbers("modality", m) for m in modalities], 1)
-        lost = drop_frames(number, settings.modality) | ~available
+        removed = drop_frames(number, settings.modality) | ~available
         kept = _one_hot(torch.where(available, number, -1.0))
-        lost &= ~(kept & lost.all(1, keepdim=True))
+        removed &= ~(kept & removed.all(1, keepdim=True))
 
         recording_keys = frame_keys or {}
         frame = {
@@ -93,25 +93,31 @@ class RandomMissing:
         dropped = {}
         for index, m in enumerate(modalities):
             ratio = settings.frames_low + span * numbers("ratio", m)
-            dropped[m] = drop_frames(frame[m], ratio) | lost[:, index : index + 1]
+            dropped[m] = drop_frames(frame[m], ratio) | removed[:, index : index + 1]
         complete = drop_frames(numbers("complete", ""), settings.complete)
-        return _keep_one_frame({m: d & ~complete for m, d in dropped.items()}, present, frame, lost)
+        return _keep_one_frame(
+            {m: d & ~complete for m, d in dropped.items()}, present, frame, removed
+        )
 
 
 def _keep_one_frame(
     dropped: Mapping[str, Tensor],
     present: Mapping[str, Tensor],
     frame: Mapping[str, Tensor],
-    lost: Tensor,
+    removed: Tensor,
 ) -> dict[str, Tensor]:
     modalities = list(dropped)
-    gone = torch.cat([dropped[m] for m in modalities], 1)
-    candidates = torch.cat([present[m] & ~lost[:, i : i + 1] for i, m in enumerate(modalities)], 1)
+    all_dropped = torch.cat([dropped[m] for m in modalities], 1)
+    candidates = torch.cat(
+        [present[m] & ~removed[:, i : i + 1] for i, m in enumerate(modalities)], 1
+    )
     number = torch.cat([frame[m] for m in modalities], 1)
-    blind = ~(candidates & ~gone).any(1, keepdim=True)
-    gone &= ~(_one_hot(torch.where(candidates, number, -1.0)) & blind)
+    blind = ~(candidates & ~all_dropped).any(1, keepdim=True)
+    all_dropped &= ~(_one_hot(torch.where(candidates, number, -1.0)) & blind)
     return dict(
-        zip(modalities, gone.split([dropped[m].shape[1] for m in modalities], 1), strict=True)
+        zip(
+            modalities, all_dropped.split([dropped[m].shape[1] for m in modalities], 1), strict=True
+        )
     )
 
 

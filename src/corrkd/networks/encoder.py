@@ -74,7 +74,7 @@ class Encoder(nn.Module):
             visible[..., None], frames, self.fill.to(frames.dtype) * exists[..., None]
         )
         attended = visible if self.settings.exclude_missing else exists
-        hidden = self.embed(frames) + self.place(frames.shape[1])
+        hidden = self.embed(frames) + self.first_positions(frames.shape[1])
         hidden = self.dropout(hidden)
         # Finite, so that a sample with nothing to attend to stays finite; pooling makes it zeros.
         lowest = torch.finfo(hidden.dtype).min / 2
@@ -85,7 +85,7 @@ class Encoder(nn.Module):
             hidden = layer(hidden, bias)
         return self.norm(hidden), attended
 
-    def place(self, frames: int) -> Tensor:
+    def first_positions(self, frames: int) -> Tensor:
         """Return the positions of the first `frames` frames, broadcastable to (frames, width).
 
         Raises:

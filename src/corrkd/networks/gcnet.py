@@ -65,13 +65,13 @@ class Layout(NamedTuple):
     """A batch arranged as C conversations with at most L utterances each.
 
     Attributes:
-        place: (N,) index of each sample in the flattened (C x L) grid.
+        cells: (N,) index of each sample in the flattened (C x L) grid.
         lengths: (C,) number of utterances of each conversation, on the CPU.
         exists: (C, L) booleans: an utterance, not padding.
         speaker: (C, L) index of the speaker by first appearance in the conversation, from 0.
     """
 
-    place: Tensor
+    cells: Tensor
     lengths: Tensor
     exists: Tensor
     speaker: Tensor
@@ -79,11 +79,11 @@ class Layout(NamedTuple):
     def grid(self, rows: Tensor) -> Tensor:
         """Arrange samples in the grid: (N, d) -> (C, L, d), zeros in the padding."""
         flat = rows.new_zeros(self.exists.numel(), rows.shape[1])
-        return flat.index_copy(0, self.place, rows).view(*self.exists.shape, -1)
+        return flat.index_copy(0, self.cells, rows).view(*self.exists.shape, -1)
 
     def rows(self, grid: Tensor) -> Tensor:
         """Return the grid's samples in the order of the batch: (C, L, d) -> (N, d)."""
-        return grid.flatten(0, 1)[self.place]
+        return grid.flatten(0, 1)[self.cells]
 
 
 class GCNetwork(Network[GCNetSettings]):

@@ -57,15 +57,15 @@ class Translation(NamedTuple):
     Attributes:
         source, target: names of the modalities.
         joint: joint features, encoded from the source, (N, T_source, width).
-        there: the target's frames, (N, T_target, d_target).
-        back: the source's frames from `there`, (N, T_source, d_source).
+        translated: the target's frames, (N, T_target, d_target).
+        restored: the source's frames from `translated`, (N, T_source, d_source).
     """
 
     source: str
     target: str
     joint: Tensor
-    there: Tensor
-    back: Tensor
+    translated: Tensor
+    restored: Tensor
 
 
 class TransMNetwork(Network[TransMSettings]):
@@ -119,8 +119,10 @@ class TransMNetwork(Network[TransMSettings]):
         """
         parts = []
         for m, cell in self.pairs():
-            for way, source in enumerate((self.centre, m)):
-                parts.append(pool(cell.encode(way, *inputs.of(source)), inputs.exists[source]))
+            for direction, source in enumerate((self.centre, m)):
+                parts.append(
+                    pool(cell.encode(direction, *inputs.of(source)), inputs.exists[source])
+                )
         return self.predict(torch.cat([*parts, *self.unimodal(inputs)], 1))
 
     def pairs(self) -> Iterator[tuple[str, FusionCell]]:
@@ -142,13 +144,13 @@ class TransMNetwork(Network[TransMSettings]):
         """Return both directions through every cell, in the order of the representation."""
         out, exists = [], inputs.exists
         for m, cell in self.pairs():
-            for way, (source, target) in enumerate(((self.centre, m), (m, self.centre))):
-                joint = cell.encode(way, *inputs.of(source))
-                there = cell.decode(way, joint, exists[source], exists[target])
+            for direction, (source, target) in enumerate(((self.centre, m), (m, self.centre))):
+                joint = cell.encode(direction, *inputs.of(source))
+                translated = cell.decode(direction, joint, exists[source], exists[target])
                 # The translation goes back through the translator of the other direction.
-                again = cell.encode(1 - way, there, exists[target], exists[target])
-                back = cell.decode(1 - way, again, exists[target], exists[source])
-                out.append(Translation(source, target, joint, there, back))
+                again = cell.encode(1 - direction, translated, exists[target], exists[target])
+                restored = cell.decode(1 - direction, again, exists[target], exists[source])
+                out.append(Translation(source, target, joint, translated, restored))
         return out
 
     def longest(self, frames: Mapping[str, int]) -> dict[str, int]:
@@ -170,18 +172,26 @@ class FusionCell(nn.Module):
         self, first: int, second: int, encoder: NetworkSettings, decoder: NetworkSettings
     ) -> None:
         super().__init__()
-        ways = ((first, second), (second, first))
-        self.encoders = nn.ModuleList(TranslationEncoder(source, encoder) for source, _ in ways)
-        self.decoders = nn.ModuleList(TranslationDecoder(target, decoder) for _, target in ways)
+        directions = ((first, second), (second, first))
+        self.encoders = nn.ModuleList(
+            TranslationEncoder(source, encoder) for source, _ in directions
+        )
+        self.decoders = nn.ModuleList(
+            TranslationDecoder(target, decoder) for _, target in directions
+        )
 
-    def encode(self, way: int, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
-        """Return joint features (N, T, width) of the first (way 0) or second (way 1) modality."""
-        out: Tensor = self.encoders[way](frames, exists, visible)
+    def encode(self, direction: int, frames: Tensor, exists: Tensor, visible: Tensor) -> Tensor:
+        """Return joint features (N, T, width) of the first modality (direction 0) or the
+        second (1).
+        """
+        out: Tensor = self.encoders[direction](frames, exists, visible)
         return out
 
-    def decode(self, way: int, joint: Tensor, attended: Tensor, exists: Tensor) -> Tensor:
-        """Return the second (way 0) or first (way 1) modality's frames, (N, T_target, d_target)."""
-        out: Tensor = self.decoders[way](joint, attended, exists)
+    def decode(self, direction: int, joint: Tensor, attended: Tensor, exists: Tensor) -> Tensor:
+        """Return the frames of the second modality (direction 0) or the first (1), (N, T_target,
+        d_target).
+        """
+        out: Tensor = self.decoders[direction](joint, attended, exists)
         return out
 
 

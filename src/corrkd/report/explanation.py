@@ -116,8 +116,8 @@ def _draw_modalities(axes: Axes, explanation: Explanation) -> None:
     axes.spines["left"].set_visible(False)
     axes.set(ylim=(len(effects) - 0.5, -0.5), xlabel=explanation.quantity)
     low, high = min(0.0, *values), max(0.0, *values)
-    room = 0.06 * (high - low) or 1.0
-    axes.set_xlim(low - room, high + room)
+    margin = 0.06 * (high - low) or 1.0
+    axes.set_xlim(low - margin, high + margin)
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     for index, (m, effect) in enumerate(effects.items()):
         lines = [_signed(effect.value)] if any(explanation.visible[m]) else ["missing"]
@@ -141,21 +141,26 @@ def _draw_frames(axes: Axes, explanation: Explanation, modality: str, limit: flo
         for index, (value, real, present) in enumerate(zip(*rows, strict=True))
         if real
     ]
-    lost = [index for index, _, present in bars if not present]
-    axes.bar(lost, [2 * limit] * len(lost), width=1.0, bottom=-limit, **GONE)
-    places, values = [index for index, _, _ in bars], [value for _, value, _ in bars]
+    absent = [index for index, _, present in bars if not present]
+    axes.bar(absent, [2 * limit] * len(absent), width=1.0, bottom=-limit, **GONE)
+    positions, values = [index for index, _, _ in bars], [value for _, value, _ in bars]
     axes.bar(
-        places, values, width=min(0.8, 0.1 * len(bars)), color=[_colour(value) for value in values]
+        positions,
+        values,
+        width=min(0.8, 0.1 * len(bars)),
+        color=[_colour(value) for value in values],
     )
     axes.axhline(0.0, color=FAINT, linewidth=0.8)
     first, last = (bars[0][0], bars[-1][0]) if bars else (0, 0)
     axes.set(xlim=(first - 0.5, last + 0.5), ylim=(-limit, limit))
-    missing = f", {len(lost)} of {len(bars)} frames missing" if 0 < len(lost) < len(bars) else ""
+    missing = (
+        f", {len(absent)} of {len(bars)} frames missing" if 0 < len(absent) < len(bars) else ""
+    )
     axes.set_title(_short(modality, 34) + missing, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     tick = _round_number(limit)
     axes.set_yticks([-tick, 0.0, tick], [_signed(-tick, "g"), "0", _signed(tick, "+g")])
-    if len(lost) == len(bars):
+    if len(absent) == len(bars):
         box = {"facecolor": "white", "edgecolor": "none", "pad": 2.0}
         axes.text(
             0.5,

@@ -81,19 +81,19 @@ def _take(row: Mapping[str, str], runs: Mapping[str, RunFolder], out: Reported, 
     values[condition] = _value(row["value"], metric, where)
 
 
-def _dataset(given: str, runs: Mapping[str, RunFolder], where: str) -> str:
+def _dataset(wanted: str, runs: Mapping[str, RunFolder], where: str) -> str:
     matches = [
-        name for name, run in runs.items() if given in (name, run.card.dataset.name) or not given
+        name for name, run in runs.items() if wanted in (name, run.card.dataset.name) or not wanted
     ]
     if len(matches) == 1:
         return matches[0]
     problem = (
-        f"unknown dataset {given!r}"
-        if given
+        f"unknown dataset {wanted!r}"
+        if wanted
         else "dataset is empty, but there are several datasets"
     )
     raise CorrKDError(
-        f"{where}: {problem if not matches or not given else f'dataset {given!r} is ambiguous'}; "
+        f"{where}: {problem if not matches or not wanted else f'dataset {wanted!r} is ambiguous'}; "
         f"expected {' or '.join(runs)}"
     )
 

@@ -167,12 +167,12 @@ def _counted(
             )
         except ValueError:
             raise CorrKDError(f"{run.path}: the predictions of {who} name a sample twice") from None
-        found = wide.to_numpy(np.float64).reshape(len(wide), len(conditions), len(questions))
-        if np.isnan(found).any():
+        responses = wide.to_numpy(np.float64).reshape(len(wide), len(conditions), len(questions))
+        if np.isnan(responses).any():
             raise CorrKDError(
                 f"{run.path}: the predictions of {who} are not all there; run it again"
             )
-        sides.append(np.moveaxis(target.categories(found), 1, 0))
+        sides.append(np.moveaxis(target.categories(responses), 1, 0))
     groups = run.groups.reindex(wide.index)
     if groups.isna().any():
         raise CorrKDError(

@@ -629,9 +629,9 @@ def confusion(run: RunFolder, condition: str) -> dict[str, pd.DataFrame]:
     names = run.card.target.classes
     out = {}
     for question in run.card.target.questions or ("",):
-        asked = rows[rows["question"] == question]
+        subset = rows[rows["question"] == question]
         counts = np.zeros((len(names), len(names)), int)
-        np.add.at(counts, (asked["target"].to_numpy(int), asked["prediction"].to_numpy(int)), 1)
+        np.add.at(counts, (subset["target"].to_numpy(int), subset["prediction"].to_numpy(int)), 1)
         out[question] = pd.DataFrame(counts, index=names, columns=names)
     return out
 

@@ -90,8 +90,8 @@ def weighted_f1(truth: Array, prediction: Array) -> float:
     """Return the F1 of classes (N,), weighted by their support in `truth`. The arguments are not
     interchangeable.
     """
-    labels, places = np.unique([truth, prediction], return_inverse=True)
-    true, predicted = places.reshape(2, -1)
+    labels, indices = np.unique([truth, prediction], return_inverse=True)
+    true, predicted = indices.reshape(2, -1)
     each, support = _f1(true, predicted, len(labels))
     return float((each * support).sum() / support.sum())
 

@@ -598,8 +598,10 @@ def _stacked_sequences(
         inside = slice(0, values.shape[1])
         frames[rows, inside] = values
         lengths[rows] = _content(values) if piece.lengths is None else piece.lengths
-        there = values.any(-1) if piece.present is None else piece.present.reshape(values.shape[:2])
-        present[rows, inside] = there & (np.arange(values.shape[1]) < lengths[rows, None])
+        exists = (
+            values.any(-1) if piece.present is None else piece.present.reshape(values.shape[:2])
+        )
+        present[rows, inside] = exists & (np.arange(values.shape[1]) < lengths[rows, None])
     marked = absent or any(piece.present is not None for piece in some)
     if vectors:
         return Sequences(frames[:, 0], present=present[:, 0] if marked else None)

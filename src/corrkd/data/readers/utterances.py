@@ -246,14 +246,14 @@ def _feature_folders(name: str, path: Path, ids: StrArray) -> dict[str, Path]:
     name.
     """
     spread = ids[:: max(1, len(ids) // LOOKED_AT)].tolist()
-    places = [
+    candidates = [
         folder
         for root in (path.parent, path.parent / "features")
         if root.is_dir()
         for folder in sorted(root.iterdir())
     ]
     folders: dict[str, Path] = {}
-    for folder in places:
+    for folder in candidates:
         if folder.is_dir() and any(
             _file_of(name, folder, utterance).is_file() for utterance in spread
         ):

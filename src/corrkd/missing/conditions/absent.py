@@ -35,9 +35,9 @@ class Absent(AtRatio):
 
     def dropped(self, batch: Batch, *, seed: int, draw: int) -> dict[str, Tensor]:
         """Return the masks, (N, T_m) booleans by modality, the same in all frames of a sample."""
-        lost = self.lost(batch, seed=seed, draw=draw)
+        missing = self.missing(batch, seed=seed, draw=draw)
         return {
-            m: lost[:, i : i + 1].expand_as(exists)
+            m: missing[:, i : i + 1].expand_as(exists)
             for i, (m, exists) in enumerate(batch.exists.items())
         }
 
@@ -45,7 +45,7 @@ class Absent(AtRatio):
         """Return the mask of one modality, (N, T) booleans."""
         return self.dropped(batch, seed=seed, draw=draw)[modality]
 
-    def lost(self, batch: Batch, *, seed: int, draw: int) -> Tensor:
+    def missing(self, batch: Batch, *, seed: int, draw: int) -> Tensor:
         """Return which modalities of which samples are missing: (N, M) booleans, M in the order of
         `batch.exists`.
         """
@@ -59,7 +59,7 @@ class Absent(AtRatio):
 
         # A modality that is missing in the data cannot be the one that is kept.
         has = torch.stack([batch.present[m].any(1) for m in batch.exists], 1)
-        left = torch.where(has, numbers("left"), -1.0).argmax(1, keepdim=True)
+        kept = torch.where(has, numbers("left"), -1.0).argmax(1, keepdim=True)
         count = has.sum(1, keepdim=True)
         probability = self.ratio * count / (count - 1).clamp(min=1)
-        return (numbers("absent") < probability).scatter(1, left, False)
+        return (numbers("absent") < probability).scatter(1, kept, False)
