@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from corrkd.data import load
 from corrkd.data.dataset import MultimodalDataset, Split
 from corrkd.data.inspect import describe, inspect
-from corrkd.data.known_files import KnownFile
 from corrkd.data.load import check_training, load_dataset
+from corrkd.data.published_files import PublishedFile
 from corrkd.errors import CorrKDError
 
 from ..conftest import make_dataset, make_split
@@ -51,7 +51,7 @@ def test_a_public_file_provides_its_name_and_range(
     assert load_dataset(path).score_range is None
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setitem(
-        load.KNOWN_FILES, digest, KnownFile("MOSI", "unaligned_50.pkl", (-3.0, 3.0))
+        load.PUBLISHED_FILES, digest, PublishedFile("MOSI", "unaligned_50.pkl", (-3.0, 3.0))
     )
     dataset = load_dataset(path)
     assert (dataset.name, dataset.score_range) == ("MOSI", (-3.0, 3.0))

@@ -13,7 +13,7 @@ import numpy as np
 
 from corrkd.data import in_memory, safe_pickle
 from corrkd.data.dataset import SPLITS, MultimodalDataset, check_split, check_values
-from corrkd.data.known_files import KNOWN_FILES
+from corrkd.data.published_files import PUBLISHED_FILES
 from corrkd.data.readers import (
     arrays,
     converted,
@@ -196,13 +196,13 @@ def _read_saved(path: Path, title: str, options: ReadOptions) -> MultimodalDatas
 def _read_known(path: Path, name: str | None, options: ReadOptions) -> MultimodalDataset:
     """Return the dataset in a file, with its published name and labels if it is a public one."""
     digest = sha256_of(path)
-    known_file = KNOWN_FILES.get(digest)
-    dataset = _read_file(path, name or (known_file.name if known_file else path.stem), options)
-    if known_file and options.label is None:
-        names = dataset.class_names or known_file.class_names
-        layout = f"{dataset.layout} (public file: {known_file.name} {known_file.file})"
+    published = PUBLISHED_FILES.get(digest)
+    dataset = _read_file(path, name or (published.name if published else path.stem), options)
+    if published and options.label is None:
+        names = dataset.class_names or published.class_names
+        layout = f"{dataset.layout} (public file: {published.name} {published.file})"
         dataset = replace(
-            dataset, score_range=known_file.score_range, class_names=names, layout=layout
+            dataset, score_range=published.score_range, class_names=names, layout=layout
         )
     return replace(dataset, sha256=dataset.sha256 or digest)
 

@@ -519,8 +519,8 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix: tree}
     return {
         k: v
-        for key, dataset_plan in tree.items()
-        for k, v in _flat(dataset_plan, f"{prefix}.{key}" if prefix else key).items()
+        for key, value in tree.items()
+        for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()
     }
 
 

@@ -77,8 +77,8 @@ def space(arm: Arm) -> dict[str, Range]:
         out["network.network.dropout"] = Range(0.0, 0.4)
     for key, (low, high) in arm.method.class_.search.items():
         value: Any = arm.to_json()
-        for dataset_plan in key.split("."):
-            value = value.get(dataset_plan) if isinstance(value, Mapping) else None
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
         if value is None:
             raise CorrKDError(
                 f"arm {arm.name}: method {arm.method.name} has no {key}, which its `search` names"
