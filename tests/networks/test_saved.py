@@ -228,7 +228,7 @@ def test_no_code_in_the_files(stem: Path) -> None:
     assert {name.split(".")[0] for name in tensors} == {"network", "center", "scale"}
     json.loads(stem.with_suffix(".json").read_text())
     for ending in (".safetensors", ".json"):
-        with pytest.raises(pickle.UnpicklingError):
+        with pytest.raises((pickle.UnpicklingError, ValueError)):
             pickle.loads(stem.with_suffix(ending).read_bytes())
 
 
