@@ -15,7 +15,7 @@ class Natural(Condition):
     """Nothing is dropped; only the samples that are incomplete in the data are tested."""
 
     kind = "natural"
-    meaning = "the samples alone that the data itself leaves incomplete (natural)"
+    meaning = "only samples that are incomplete in the data (natural)"
     removes_frames: ClassVar[bool] = False
     stores_masks: ClassVar[bool] = False
     incomplete_samples_only: ClassVar[bool] = True
@@ -34,6 +34,6 @@ class Intact(Natural):
     """Nothing is dropped; only samples that are complete in the data are tested."""
 
     kind = "intact"
-    meaning = "the samples alone that the data itself leaves complete (intact)"
+    meaning = "only samples that are complete in the data (intact)"
     incomplete_samples_only: ClassVar[bool] = False
     intact_samples_only: ClassVar[bool] = True
