@@ -1,4 +1,4 @@
-# `make run` of the README, and `make test` of CONTRIBUTING.md. Both make the environment first.
+# `make run` trains on the built-in dataset, `make test` runs the tests; both set up .venv first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin

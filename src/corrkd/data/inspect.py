@@ -238,7 +238,7 @@ def describe(inspection: Inspection) -> str:
             "width",
             "lengths (median)",
             "missing frames",
-            "whole samples",
+            "missing entirely",
             "constant columns",
         ]
     ]
@@ -254,8 +254,8 @@ def describe(inspection: Inspection) -> str:
     rows = [["modality", "padding", "lengths", "NaN", "infinite", "naturally missing means"]]
     for m in inspection.missing_rule:
         nonfinite = inspection.nonfinite.get(m, {})
-        counts = str(nonfinite.get("nan", "?")), str(nonfinite.get("inf", "?"))
-        side, how = inspection.padding.get(m, "?"), inspection.lengths_rule.get(m, "?")
+        counts = str(nonfinite.get("nan", "n/a")), str(nonfinite.get("inf", "n/a"))
+        side, how = inspection.padding.get(m, "n/a"), inspection.lengths_rule.get(m, "n/a")
         rows.append([m, side, how, *counts, inspection.missing_rule[m]])
     lines += ["", *_table(rows)]
     rows = [["split", "labels", "majority", "scores (mean)", "incomplete samples"]]

@@ -53,7 +53,7 @@ from corrkd.serve.upload import is_taken
 
 JSON, NPZ = "application/json", "application/x-npz"
 LARGE = 1 << 16  # bytes; larger bodies are parsed in a thread, one at a time
-COST = 8 << 20  # default limit of the cost of a request, unless one sample may cost more
+COST = 8_000_000  # default limit of the cost of a request, unless one sample may cost more
 SLICE = 2 << 20  # largest cost of a batch; a more expensive sample is a batch of one
 EFFECTS = "effects"  # in place of a role: effects of modalities on the student's prediction
 Question = tuple[str, ReadSample]  # (role of the network, sample)

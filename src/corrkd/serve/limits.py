@@ -76,7 +76,7 @@ class Limits:
         clips: limits of recordings.
     """
 
-    body: int = 16 << 20
+    body: int = 16_000_000
     seconds: float = 10.0
     requests: int = 64
     samples: int = 256
