@@ -17,7 +17,7 @@ from corrkd.experiment.plan import load_plan, plan_of_run
 from corrkd.experiment.run import Run, compare
 from corrkd.experiment.settings import load_settings
 from corrkd.experiment.stages import HISTORY
-from corrkd.experiment.teachers import answers, members, rows_of
+from corrkd.experiment.teachers import committee_outputs, members, rows_of
 from corrkd.networks.saved import load_network
 from corrkd.training.loop import teacher_outputs
 from tests.experiment.conftest import run_unreported, tiny
@@ -104,7 +104,9 @@ def test_a_committee_belongs_to_the_teaching_arm(tmp_path: Path) -> None:
     teachers = [load_network(seed / "hrlf-teacher" / name) for name in names]
     assert [len(teacher.about["history"]) for teacher in teachers] == [1, 1, 2, 2]
     samples = prepare(settings).at(0).samples("train")
-    outputs = answers(prepare(settings).at(0), samples, 0, seed / "hrlf-teacher", "hrlf-teacher")
+    outputs = committee_outputs(
+        prepare(settings).at(0), samples, 0, seed / "hrlf-teacher", "hrlf-teacher"
+    )
     responses = [torch.zeros_like(outputs.logits) for _ in range(2)]
     for member, teacher in zip(members(settings.teacher, "hrlf-teacher"), teachers, strict=True):
         rows = rows_of(member, prepare(settings).at(0), samples, 0)[1]
@@ -147,7 +149,7 @@ def test_out_of_fold_each_scale_is_rotated_by_itself(tmp_path: Path) -> None:
         experiment.samples("train"),
         tmp_path / "run" / "synthetic" / "seed-0" / "teacher",
     )
-    outputs = answers(experiment, samples, 0, folder)
+    outputs = committee_outputs(experiment, samples, 0, folder)
     for member in members(settings.teacher):
         network = load_network(folder / member.name).network
         output = teacher_outputs(network, samples).representation

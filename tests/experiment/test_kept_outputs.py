@@ -14,7 +14,7 @@ from corrkd.experiment import teachers
 from corrkd.experiment.experiment import Experiment, prepare
 from corrkd.experiment.kept_outputs import FILE
 from corrkd.experiment.settings import Settings, load_settings
-from corrkd.experiment.teachers import answers
+from corrkd.experiment.teachers import committee_outputs
 from corrkd.methods.base import TeacherOutputs
 from tests.experiment.conftest import dataset_in, tiny
 
@@ -38,13 +38,13 @@ def folder(taught: Path, tmp_path: Path) -> Path:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[TeacherOutputs]:
     """The outputs that were computed, not read."""
     outputs: list[TeacherOutputs] = []
-    original = teachers.computed_answers
+    original = teachers.compute_committee_outputs
 
     def counted(*arguments: object) -> TeacherOutputs:
         outputs.append(original(*arguments))  # type: ignore[arg-type]
         return outputs[-1]
 
-    monkeypatch.setattr(teachers, "computed_answers", counted)
+    monkeypatch.setattr(teachers, "compute_committee_outputs", counted)
     return outputs
 
 
@@ -53,7 +53,7 @@ def experiment_of(**teacher: object) -> Experiment:
 
 
 def get_outputs(experiment: Experiment, folder: Path, seed: int = 0) -> TeacherOutputs:
-    return answers(experiment, experiment.samples("train"), seed, folder)
+    return committee_outputs(experiment, experiment.samples("train"), seed, folder)
 
 
 def assert_equal(first: TeacherOutputs, second: TeacherOutputs) -> None:

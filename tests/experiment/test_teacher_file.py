@@ -20,7 +20,7 @@ from corrkd.experiment.plan import load_plan
 from corrkd.experiment.run import resume
 from corrkd.experiment.settings import Settings, load_settings
 from corrkd.experiment.teacher_file import ask_teacher, read_teacher_file, write_teacher_file
-from corrkd.experiment.teachers import answers
+from corrkd.experiment.teachers import committee_outputs
 from tests.experiment.conftest import dataset_in, run_unreported, tiny, write_npz
 
 KL = {"name": "kl", "kl": {"weight": 1.0}}
@@ -64,7 +64,7 @@ def test_outputs_are_looked_up_by_id(tmp_path: Path) -> None:
     path = write(tmp_path, count=40, width=7)  # ten more than there are training samples
     experiment = prepare(settings(tmp_path, teacher={"outputs": path, "temperature": 2.0}))
     samples = experiment.samples("train")
-    outputs = answers(experiment, samples, 0, tmp_path / "no folder is needed")
+    outputs = committee_outputs(experiment, samples, 0, tmp_path / "no folder is needed")
     with np.load(path) as arrays:
         row = {name: index for index, name in enumerate(arrays["ids"])}
         rows = [row[name] for name in samples.ids]
@@ -232,7 +232,7 @@ def test_a_function_is_called_once_for_all_training_samples(tmp_path: Path) -> N
     path = ask_teacher(teacher, settings(tmp_path), tmp_path / "asked.npz")
     assert requests == [[f"clip-{i}" for i in range(30)]]
     experiment = prepare(settings(tmp_path, teacher={"outputs": path}))
-    outputs = answers(experiment, experiment.samples("train"), 0, tmp_path)
+    outputs = committee_outputs(experiment, experiment.samples("train"), 0, tmp_path)
     assert outputs.logits[:, 0].tolist() == list(range(30))
     ask_teacher(
         lambda ids: (np.ones((len(ids), 2)), np.zeros((len(ids), 3))), settings(tmp_path), path
@@ -259,7 +259,7 @@ def test_a_score_may_have_one_axis(tmp_path: Path) -> None:
     write_teacher_file(tmp_path / "scores.npz", [f"clip-{i}" for i in range(30)], np.arange(30))
     tree["teacher"]["outputs"] = tmp_path / "scores.npz"
     experiment = prepare(load_settings(**tree))
-    outputs = answers(experiment, experiment.samples("train"), 0, tmp_path)
+    outputs = committee_outputs(experiment, experiment.samples("train"), 0, tmp_path)
     assert outputs.logits.tolist() == [[float(i)] for i in range(30)]
 
 

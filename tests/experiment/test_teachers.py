@@ -18,7 +18,14 @@ from corrkd.experiment.experiment import Experiment, check_splits, prepare
 from corrkd.experiment.plan import RUN_ARMS
 from corrkd.experiment.run import resume
 from corrkd.experiment.settings import load_settings
-from corrkd.experiment.teachers import Member, answers, members, others_arms, procrustes, rows_of
+from corrkd.experiment.teachers import (
+    Member,
+    committee_outputs,
+    members,
+    others_arms,
+    procrustes,
+    rows_of,
+)
 from corrkd.networks.saved import load_network
 from corrkd.targets.calibration import fit_temperature
 from corrkd.targets.pooling import fit_log_pool, log_pool
@@ -120,7 +127,7 @@ def test_the_outputs_come_from_teachers_that_were_not_trained_on_the_person(
     """
     experiment, folder = taught
     samples, folder = experiment.samples("train"), teachers_in(folder)
-    pooled = answers(experiment, samples, 0, folder)
+    pooled = committee_outputs(experiment, samples, 0, folder)
     target = teacher_outputs(load_network(folder / TEACHER).network, samples).representation
     responses = torch.zeros(2, 30, 3)
     answered_by = torch.zeros(30, dtype=torch.int64)
@@ -166,7 +173,7 @@ def test_a_single_teacher_is_used_as_it_is(tmp_path: Path) -> None:
     assert [m.name for m in members(experiment.settings.teacher)] == [TEACHER]
     corrkd.run(experiment.settings, tmp_path / "run", evaluate=False)
     samples = experiment.samples("train")
-    outputs = answers(experiment, samples, 0, teachers_in(tmp_path / "run"))
+    outputs = committee_outputs(experiment, samples, 0, teachers_in(tmp_path / "run"))
     alone = teacher_outputs(load_network(teachers_in(tmp_path / "run") / TEACHER).network, samples)
     assert torch.equal(outputs.logits, alone.logits)
     assert torch.equal(outputs.representation, alone.representation)
@@ -189,7 +196,7 @@ def test_repeats_include_the_teacher_and_a_fixed_temperature_divides_their_logit
         for m in members(experiment.settings.teacher)
     ]
     expected = torch.stack([(logits / 2).softmax(-1) for logits in all_logits]).mean(0)
-    outputs = answers(experiment, samples, 0, folder)
+    outputs = committee_outputs(experiment, samples, 0, folder)
     torch.testing.assert_close(outputs.logits.softmax(-1), expected, atol=1e-5, rtol=1e-4)
 
 
@@ -241,11 +248,11 @@ def test_teachers_of_other_networks_are_averaged_in(tmp_path: Path) -> None:
             logits[rows] = outputs[member.name].logits[rows]
         responses.append(logits.softmax(-1))
     responses += [outputs[name].logits.softmax(-1) for name in names[6:]]
-    pooled = answers(experiment, samples, 0, folder)
+    pooled = committee_outputs(experiment, samples, 0, folder)
     torch.testing.assert_close(
         pooled.logits.softmax(-1), torch.stack(responses).mean(0), atol=1e-5, rtol=1e-4
     )
-    alone = answers(experiment_of(tmp_path, epochs=1, folds=3), samples, 0, folder)
+    alone = committee_outputs(experiment_of(tmp_path, epochs=1, folds=3), samples, 0, folder)
     assert torch.equal(pooled.representation, alone.representation)
     (note,) = [line for line in arrangement(experiment) if "committee" in line]
     assert (
@@ -271,7 +278,7 @@ def test_weights_of_a_committee_are_fitted_out_of_fold(tmp_path: Path) -> None:
         network = load_network(folder / member.name).network
         logits[member.network, rows] = teacher_outputs(network, samples).logits[rows]
     pooled = log_pool(logits, fit_log_pool(logits, samples.targets))
-    result = answers(experiment, samples, 0, folder).logits
+    result = committee_outputs(experiment, samples, 0, folder).logits
     torch.testing.assert_close(result.softmax(-1), pooled.softmax(-1), atol=1e-5, rtol=1e-4)
     (note,) = [line for line in arrangement(experiment) if "committee" in line]
     assert (

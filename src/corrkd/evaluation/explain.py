@@ -162,7 +162,7 @@ def explain(
             _quantity, index=index, question=question_index, temperature=temperature, score=score
         )
 
-        def answers(frames: ByModality) -> Tensor:
+        def output_of(frames: ByModality) -> Tensor:
             """Return the explained quantity (N,) of N copies of `inputs` with these frames
             (N, T_m, d_m).
             """
@@ -173,7 +173,7 @@ def explain(
             ]
             return quantity(network(Inputs(*spread)).logits)
 
-        value = _finite(answers(inputs.frames))
+        value = _finite(output_of(inputs.frames))
         without = {
             m: _finite(quantity(x)) for m, x in _logits_without(network, inputs, lengths).items()
         }
@@ -182,13 +182,13 @@ def explain(
             m: torch.where(seen[m][..., None], fill_of(network, m, x), 0.0)
             for m, x in inputs.frames.items()
         }
-        baseline = _finite(answers(blank))
+        baseline = _finite(output_of(blank))
         present = [m for m in network.modalities if seen[m].any()]
 
         def along(*moved: Tensor) -> Tensor:
             # Autograd raises for unused inputs, but a network may ignore a modality.
             nothing = sum(0.0 * x[:, 0, 0] for x in moved)
-            return answers({**inputs.frames, **dict(zip(present, moved, strict=True))}) + nothing
+            return output_of({**inputs.frames, **dict(zip(present, moved, strict=True))}) + nothing
 
         integrated: tuple[Tensor, ...] = ()
         if present:

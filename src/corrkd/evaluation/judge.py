@@ -165,11 +165,11 @@ def judge_predictor(
     source = masks.replay(samples) if masks else None
     seed = masks.seed if masks else mask_seed
     runs = [(condition, draw) for condition in chosen for draw in range(condition.draws)]
-    answers: list[list[npt.NDArray[np.float32]]] = [[] for _ in runs]
+    outputs: list[list[npt.NDArray[np.float32]]] = [[] for _ in runs]
     for batch in samples.batches(batch_size):
-        for (condition, draw), out in zip(runs, answers, strict=True):
+        for (condition, draw), out in zip(runs, outputs, strict=True):
             out.append(
-                _answer(
+                _checked_output(
                     predict(*_condition_arrays(batch, condition, draw, source, seed)),
                     len(batch),
                     samples.target,
@@ -179,7 +179,7 @@ def judge_predictor(
             on_batch(len(batch))
     incomplete = samples.incomplete.cpu().numpy()
     results = []
-    for (condition, draw), parts in zip(runs, answers, strict=True):
+    for (condition, draw), parts in zip(runs, outputs, strict=True):
         rows = condition.tested_rows(incomplete)
         results.append(Result(condition, draw, rows, np.concatenate(parts)[rows]))
     return tabulate(results, samples.target, samples.targets.cpu().numpy(), samples.modalities)
@@ -201,21 +201,21 @@ def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {m: x.cpu().numpy() for m, x in tensors.items()}
 
 
-def _answer(output: npt.ArrayLike, count: int, target: Target) -> npt.NDArray[np.float32]:
-    answer = np.asarray(output, np.float32)
+def _checked_output(output: npt.ArrayLike, count: int, target: Target) -> npt.NDArray[np.float32]:
+    values = np.asarray(output, np.float32)
     expected = (count, *target.response_shape)
-    if answer.shape != expected:
+    if values.shape != expected:
         raise CorrKDError(
-            f"predictor: answered with shape {answer.shape}, expected {expected} for target "
+            f"predictor: answered with shape {values.shape}, expected {expected} for target "
             f"`{target.name}`"
         )
-    if not np.isfinite(answer).all():
+    if not np.isfinite(values).all():
         raise CorrKDError("predictor: answered with NaN or infinite values")
-    if target.has_classes and ((answer < 0).any() or (np.abs(answer.sum(-1) - 1) > 1e-3).any()):
+    if target.has_classes and ((values < 0).any() or (np.abs(values.sum(-1) - 1) > 1e-3).any()):
         raise CorrKDError(
             "predictor: expected probabilities, not negative and summing to 1 over the classes"
         )
-    return answer
+    return values
 
 
 def masks_of(

@@ -21,7 +21,7 @@ from corrkd.data.batches import Batch, Samples
 from corrkd.data.inputs import Inputs
 from corrkd.missing.conditions import Condition, missing_subsets
 from corrkd.networks.base import AnyNetwork, Output
-from corrkd.networks.together import Alone, Answering, Stacked
+from corrkd.networks.together import Alone, Evaluator, Stacked
 from corrkd.settings import MASK_SEED
 
 MaskSource = Callable[[Condition, int, Batch], Mapping[str, Tensor] | None]
@@ -96,7 +96,7 @@ def sweep_together(
     training = [network.training for network in networks]
     for each in networks:
         each.eval()
-    answering = Alone(network) if len(networks) == 1 else Stacked(networks)
+    evaluator = Alone(network) if len(networks) == 1 else Stacked(networks)
     runs = [(condition, draw) for condition in conditions for draw in range(condition.draws)]
     collected = [_Collected() for _ in runs]
     missing: dict[str, Tensor] = {}
@@ -118,20 +118,20 @@ def sweep_together(
             if network.modality_wise:
                 if (kept := condition.complete_modalities) is not None:
                     representation = _shared_representation(
-                        answering, network.modalities, batch, complete, kept, present, missing
+                        evaluator, network.modalities, batch, complete, kept, present, missing
                     )
                 else:
                     inputs = inputs_of(condition, draw)
                     representation = torch.cat(
-                        [answering.encode(m, inputs) for m in network.modalities], -1
+                        [evaluator.encode(m, inputs) for m in network.modalities], -1
                     )
-                answer = Output(representation, answering.classify(representation))
+                output = Output(representation, evaluator.classify(representation))
             else:
-                answer = answering.in_context(inputs_of(condition, draw), context)
+                output = evaluator.in_context(inputs_of(condition, draw), context)
             out.rows.append(batch.rows)
-            out.responses.append(samples.target.respond(answer.logits))
+            out.responses.append(samples.target.respond(output.logits))
             if condition.name in keep_representations and draw == 0:
-                out.representations.append(answer.representation)
+                out.representations.append(output.representation)
         if on_batch:
             on_batch(len(batch) * len(networks))
     for each, before in zip(networks, training, strict=True):
@@ -185,7 +185,7 @@ class Validation:
 
 
 def _shared_representation(
-    answering: Answering,
+    evaluator: Evaluator,
     modalities: Sequence[str],
     batch: Batch,
     complete: Inputs,
@@ -203,11 +203,11 @@ def _shared_representation(
     for m in modalities:
         if m in kept:
             if m not in present:
-                present[m] = answering.encode(m, complete)
+                present[m] = evaluator.encode(m, complete)
             parts.append(present[m])
         else:
             if m not in missing:
-                missing[m] = answering.encode(m, _nothing(m, batch))
+                missing[m] = evaluator.encode(m, _nothing(m, batch))
             parts.append(missing[m].expand(-1, len(batch), -1))
     return torch.cat(parts, -1)
 

@@ -46,7 +46,7 @@ from corrkd.training.fabric import Fabric
 from corrkd.training.loop import derived_seed, teacher_outputs, train
 from corrkd.training.run import Record, Trained
 
-Answers = Callable[[Sequence[str]], Any]
+TeacherFunction = Callable[[Sequence[str]], Any]
 """Function from the ids of the training samples to logits (n, ...), or to a pair of representations
 (n, D) and logits. It is called once.
 """
@@ -81,7 +81,7 @@ class Distilled:
 
 def distil(
     student: nn.Module | str,
-    teachers: Sequence[nn.Module | str | TeacherOutputs | Answers] = (),
+    teachers: Sequence[nn.Module | str | TeacherOutputs | TeacherFunction] = (),
     *,
     dataset: Any = "synthetic",
     preset: str | None = "corrkd-plus",
@@ -126,7 +126,7 @@ def distil(
         chosen = [copied, *experiment.settings.teacher.others]
     placeholder = _placeholder(chosen[0], experiment, seed)
     _method(student, placeholder, experiment, settings)
-    outputs = _answers_of_all(chosen, experiment, fabric, seed, reporter, placeholder)
+    outputs = _committee_outputs(chosen, experiment, fabric, seed, reporter, placeholder)
     method, notes = _method(student, outputs, experiment, settings)
     trained = _train(
         method,
@@ -213,12 +213,12 @@ def _placeholder(teacher: Any, experiment: Experiment, seed: int) -> TeacherOutp
     """Return the outputs of the first teacher if it is external, else zeros of the same shapes."""
     samples = experiment.samples("train")
     if not isinstance(teacher, nn.Module | str):
-        return _given_answers(teacher, samples, "teachers[0]")
+        return _external_outputs(teacher, samples, "teachers[0]")
     module = teacher if isinstance(teacher, str) else copy.deepcopy(teacher)
     return placeholder_outputs(_made(module, experiment, TEACHER, seed), samples)
 
 
-def _answers_of_all(
+def _committee_outputs(
     teachers: Sequence[Any],
     experiment: Experiment,
     fabric: Fabric,
@@ -234,12 +234,12 @@ def _answers_of_all(
     logits: list[Tensor] = []
     for index, teacher in enumerate(teachers):
         if isinstance(teacher, nn.Module | str | OtherTeachers):
-            outputs, of_repeats = _trained_answers(
+            outputs, of_repeats = _trained_outputs(
                 teacher, index, experiment, fabric, seed, reporter
             )
         else:
             outputs = (
-                first if index == 0 else _given_answers(teacher, samples, f"teachers[{index}]")
+                first if index == 0 else _external_outputs(teacher, samples, f"teachers[{index}]")
             )
             of_repeats = [outputs.logits]
         every.append(outputs)
@@ -247,7 +247,7 @@ def _answers_of_all(
     return every[0]._replace(logits=ensemble(logits, experiment.settings.teacher, samples))
 
 
-def _trained_answers(
+def _trained_outputs(
     teacher: nn.Module | str | OtherTeachers,
     index: int,
     experiment: Experiment,
@@ -311,33 +311,33 @@ def _trained_answers(
     return TeacherOutputs(representation, logits[0], fold_of), logits
 
 
-def _given_answers(answers: Any, samples: Samples, where: str) -> TeacherOutputs:
+def _external_outputs(outputs: Any, samples: Samples, where: str) -> TeacherOutputs:
     """Return the outputs of an external teacher. Raises CorrKDError if they are not finite or do
     not match the training samples.
     """
-    if not isinstance(answers, TeacherOutputs):
-        returned = answers([str(name) for name in samples.ids])
+    if not isinstance(outputs, TeacherOutputs):
+        returned = outputs([str(name) for name in samples.ids])
         pair = returned if isinstance(returned, tuple) and len(returned) == 2 else (None, returned)
         logits = _tensor(pair[1], samples)
         representation = (
             logits.new_zeros(len(logits), 0) if pair[0] is None else _tensor(pair[0], samples)
         )
-        answers = TeacherOutputs(representation, logits)
-    answers = answers.apply(lambda x: x.to(samples.device))
+        outputs = TeacherOutputs(representation, logits)
+    outputs = outputs.apply(lambda x: x.to(samples.device))
     expected = (len(samples), *samples.target.response_shape)
-    if tuple(answers.logits.shape) != expected:
+    if tuple(outputs.logits.shape) != expected:
         raise CorrKDError(
-            f"{where}: logits of shape {tuple(answers.logits.shape)}; the training samples need "
+            f"{where}: logits of shape {tuple(outputs.logits.shape)}; the training samples need "
             f"{expected}"
         )
-    if answers.representation.dim() != 2 or len(answers.representation) != len(samples):
+    if outputs.representation.dim() != 2 or len(outputs.representation) != len(samples):
         raise CorrKDError(
-            f"{where}: representations of shape {tuple(answers.representation.shape)}; expected "
+            f"{where}: representations of shape {tuple(outputs.representation.shape)}; expected "
             f"({len(samples)}, D)"
         )
-    if not all(bool(x.isfinite().all()) for x in (answers.logits, answers.representation)):
+    if not all(bool(x.isfinite().all()) for x in (outputs.logits, outputs.representation)):
         raise CorrKDError(f"{where}: not all numbers are finite")
-    return answers
+    return outputs
 
 
 def _tensor(values: Any, samples: Samples) -> Tensor:

@@ -31,7 +31,7 @@ from corrkd.experiment.arm import Arm
 from corrkd.experiment.calibrate import Swept, calibrate, found_out, sweep_splits
 from corrkd.experiment.experiment import Experiment
 from corrkd.experiment.progress import Reporter, Task
-from corrkd.experiment.teachers import Member, answers, members, trained_on
+from corrkd.experiment.teachers import Member, committee_outputs, members, trained_on
 from corrkd.files import make_folder, sha256_of, write_bytes, write_text, write_with
 from corrkd.memory import free_memory
 from corrkd.methods.base import AnyMethod, TeacherOutputs
@@ -105,7 +105,9 @@ class Training:
         teachers = None
         if arm.taught_by is not None:
             assert self.taught_in is not None, "jobs say where an arm's teachers are"
-            teachers = answers(experiment, samples, self.seed, self.taught_in, arm.taught_by)
+            teachers = committee_outputs(
+                experiment, samples, self.seed, self.taught_in, arm.taught_by
+            )
         rows = (
             samples
             if self.member is None

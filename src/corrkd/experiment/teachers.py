@@ -142,7 +142,7 @@ def others_arms(teacher: Arm, settings: TeacherSettings) -> list[Arm]:
     return [member.arm(teacher, settings) for member in firsts]
 
 
-def answers(
+def committee_outputs(
     experiment: Experiment, samples: Samples, seed: int, folder: Path, teacher: str = TEACHER
 ) -> TeacherOutputs:
     """Return the outputs of the teachers in `folder` for the training split: the combined logits of
@@ -168,7 +168,7 @@ def answers(
         folder / FILE,
         _dependencies(experiment, samples, seed, folder, teacher),
         samples.device,
-        lambda: computed_answers(experiment, samples, seed, folder, teacher),
+        lambda: compute_committee_outputs(experiment, samples, seed, folder, teacher),
     )
 
 
@@ -193,10 +193,10 @@ def _from_outside(experiment: Experiment, samples: Samples) -> TeacherOutputs | 
     return outputs._replace(logits=ensemble([outputs.logits], settings, samples))
 
 
-def computed_answers(
+def compute_committee_outputs(
     experiment: Experiment, samples: Samples, seed: int, folder: Path, teacher: str
 ) -> TeacherOutputs:
-    """Compute the outputs that `answers` returns, without reading stored ones."""
+    """Compute the outputs that `committee_outputs` returns, without reading stored ones."""
     settings = experiment.settings.teacher
     first, *others = [
         list(of_repeat)

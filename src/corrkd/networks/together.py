@@ -27,7 +27,7 @@ class ModalityWise(Protocol):
         """Return the logits of H, (N, M x width)."""
 
 
-class Answering(Protocol):
+class Evaluator(Protocol):
     """S networks that read the same samples."""
 
     def encode(self, modality: str, inputs: Inputs) -> Tensor:
@@ -87,12 +87,12 @@ class Stacked:
 
     def in_context(self, inputs: Inputs, context: Context) -> Output:
         """Return representations and logits, each (S, N, ...)."""
-        answer = vmap(
+        forward = vmap(
             lambda *state: tuple(
                 functional_call(self._base, state, ("in_context", inputs, context))
             )
         )
-        return Output(*answer(*self._state))
+        return Output(*forward(*self._state))
 
 
 class _Called(nn.Module):

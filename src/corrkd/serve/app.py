@@ -36,12 +36,12 @@ from corrkd.serve.batching import Batcher, Full
 from corrkd.serve.clip_processes import ClipProcesses, ReadClip
 from corrkd.serve.explore import Exhibit, hidden
 from corrkd.serve.limits import BODY_FILE, MEDIA_PATH, Guard, Limits
-from corrkd.serve.media_answer import MEDIA_BODY, MediaAnswer, details_of
+from corrkd.serve.media_response import MEDIA_BODY, MediaResponse, details_of
 from corrkd.serve.predictor import FRAMES
 from corrkd.serve.schema import (
-    EffectsAnswer,
-    PredictAnswer,
-    PredictionAnswer,
+    EffectsResponse,
+    PredictionResponse,
+    PredictResponse,
     Problem,
     parsed,
     refuse_oversized,
@@ -57,7 +57,7 @@ COST = 8_000_000  # default limit of the cost of a request, unless one sample ma
 SLICE = 2 << 20  # largest cost of a batch; a more expensive sample is a batch of one
 EFFECTS = "effects"  # in place of a role: effects of modalities on the student's prediction
 Question = tuple[str, ReadSample]  # (role of the network, sample)
-Answer = Prediction | list[ModalityEffects]
+Result = Prediction | list[ModalityEffects]
 STATIC = {
     "app.js": "text/javascript",
     "recording.js": "text/javascript",
@@ -76,14 +76,14 @@ PAGE_HEADERS = {
 }
 
 
-class RecordingsAnswer(BaseModel):
+class RecordingsResponse(BaseModel):
     """Limits of recordings."""
 
     bytes: int
     seconds: float
 
 
-class ModelAnswer(BaseModel):
+class ModelResponse(BaseModel):
     """The model that is served."""
 
     corrkd: str
@@ -98,7 +98,7 @@ class ModelAnswer(BaseModel):
     evaluated: dict[str, Any] | None = Field(
         description="temperature and metrics by missing condition"
     )
-    recordings: RecordingsAnswer | None = Field(description="null if the model takes none")
+    recordings: RecordingsResponse | None = Field(description="null if the model takes none")
 
 
 class Listed(BaseModel):
@@ -109,7 +109,7 @@ class Listed(BaseModel):
     truth: str
 
 
-class SamplesAnswer(BaseModel):
+class SamplesResponse(BaseModel):
     """Samples of the split."""
 
     split: str
@@ -117,14 +117,14 @@ class SamplesAnswer(BaseModel):
     samples: list[Listed]
 
 
-class ExploreAnswer(BaseModel):
+class ExploreResponse(BaseModel):
     """The predictions of student, teacher and control for a sample."""
 
     id: str
     truth: str
     visible: dict[str, list[bool]] = Field(description="which of its frames are visible")
-    answers: dict[str, PredictionAnswer]
-    effects: list[EffectsAnswer] = Field(
+    answers: dict[str, PredictionResponse]
+    effects: list[EffectsResponse] = Field(
         description="effect of each modality on the student's prediction, or on each of its answers"
     )
 
@@ -200,7 +200,7 @@ class Service:
         self._parsing = asyncio.Semaphore(1)
         self._count()
         self.clips, self.no_clips = self._clip_processes()
-        self.batcher: Batcher[Question, Answer] = Batcher(
+        self.batcher: Batcher[Question, Result] = Batcher(
             self._predict,
             wait=wait,
             most=batch,
@@ -228,12 +228,12 @@ class Service:
     # ----------------------------------------------------------------------------------------------
     # prediction
 
-    def _predict(self, questions: Sequence[Question]) -> list[Answer]:
-        out: dict[int, Answer] = {}
+    def _predict(self, questions: Sequence[Question]) -> list[Result]:
+        out: dict[int, Result] = {}
         for role in dict.fromkeys(role for role, _ in questions):
             rows = [row for row, question in enumerate(questions) if question[0] == role]
             samples = [questions[row][1] for row in rows]
-            results: Sequence[Answer]
+            results: Sequence[Result]
             if role == EFFECTS:
                 results = [self.exhibit.student.modality_effects(sample) for sample in samples]
             else:
@@ -250,7 +250,7 @@ class Service:
             self.conditions.labels(tested.condition if tested else "untested").inc()
         return predictions
 
-    async def _answers(self, questions: Sequence[Question]) -> Sequence[Answer]:
+    async def _answers(self, questions: Sequence[Question]) -> Sequence[Result]:
         try:
             return await self.batcher.ask(questions)
         except Full:
@@ -452,7 +452,7 @@ class Service:
     def _api(self, app: FastAPI) -> None:
         @app.post(
             "/v1/predict",
-            response_model=PredictAnswer,
+            response_model=PredictResponse,
             response_model_exclude_none=True,
             responses=problems(415),
             openapi_extra={"requestBody": self._body(self.request, {"samples": [self._example()]})},
@@ -468,31 +468,33 @@ class Service:
 
         @app.post(
             MEDIA_PATH,
-            response_model=MediaAnswer,
+            response_model=MediaResponse,
             response_model_exclude_none=True,
             responses=problems(415),
             openapi_extra={"requestBody": MEDIA_BODY},
             include_in_schema=self.clips is not None,
             summary="Predict a recording",
         )
-        async def predict_media(request: Request, details: WithDetails = False) -> MediaAnswer:
+        async def predict_media(request: Request, details: WithDetails = False) -> MediaResponse:
             """Predict a video, a sound file or a text, and count missing frames by reason."""
             read = await self._read_clip(request, details=details)
             (sample,) = self.read([read.sample], "the recording")
             (prediction,) = await self._predictions([sample])
-            return MediaAnswer(
+            return MediaResponse(
                 model=self.card["sha256"],
-                prediction=PredictionAnswer(**prediction.to_json()),
+                prediction=PredictionResponse(**prediction.to_json()),
                 details=await run_in_threadpool(details_of, read, self._by_word())
                 if details
                 else None,
                 **read.result.model_dump(include={"seconds", "transcript", "frames", "missing"}),
             )
 
-        @app.get("/v1/model", response_model=ModelAnswer, responses=problems(), summary="The model")
-        async def model() -> ModelAnswer:
+        @app.get(
+            "/v1/model", response_model=ModelResponse, responses=problems(), summary="The model"
+        )
+        async def model() -> ModelResponse:
             """Describe the model: modalities, target, and test results by missing condition."""
-            return ModelAnswer(
+            return ModelResponse(
                 corrkd=__version__,
                 sha256=self.card["sha256"],
                 modalities=self.card["modalities"],
@@ -501,7 +503,7 @@ class Service:
                 evaluated=self.card.get("evaluated"),
                 recordings=None
                 if self.clips is None
-                else RecordingsAnswer(
+                else RecordingsResponse(
                     bytes=self.clips.limits.body, seconds=self.clips.limits.seconds
                 ),
             )
@@ -572,7 +574,7 @@ class Service:
 
         @app.get(
             "/v1/samples",
-            response_model=SamplesAnswer,
+            response_model=SamplesResponse,
             responses=problems(),
             summary="List samples",
         )
@@ -580,22 +582,22 @@ class Service:
             search: Annotated[str, Query(max_length=200)] = "",
             start: Annotated[int, Query(ge=0, le=10**9)] = 0,
             count: Annotated[int, Query(ge=1, le=200)] = 50,
-        ) -> SamplesAnswer:
+        ) -> SamplesResponse:
             total, matches = self.exhibit.listed(search, start, count)
-            return SamplesAnswer(
+            return SamplesResponse(
                 split=self.exhibit.name, total=total, samples=[Listed(**row) for row in matches]
             )
 
         @app.get(
             "/v1/samples/{number}",
-            response_model=ExploreAnswer,
+            response_model=ExploreResponse,
             response_model_exclude_none=True,
             responses=problems(404),
             summary="Predict a sample of the split",
         )
         async def look(
             number: int, off: list[str] = switched_off, missing: Missing = 0.0, draw: Draw = 0
-        ) -> ExploreAnswer:
+        ) -> ExploreResponse:
             """Predict a sample of the split with student, teacher and control, with modalities
             switched off or frames dropped.
             """
@@ -607,7 +609,7 @@ class Service:
 
         @app.post(
             "/v1/explore",
-            response_model=ExploreAnswer,
+            response_model=ExploreResponse,
             response_model_exclude_none=True,
             responses=problems(415),
             openapi_extra={"requestBody": self._body(self.sample, self._example())},
@@ -615,14 +617,14 @@ class Service:
         )
         async def explore(
             request: Request, off: list[str] = switched_off, missing: Missing = 0.0, draw: Draw = 0
-        ) -> ExploreAnswer:
+        ) -> ExploreResponse:
             """Predict the sample in the body with student, teacher and control."""
             (read,) = await self._samples_of(request, single=True)
             return await self._explored("yours", "", read, off, missing, draw)
 
     async def _explored(
         self, name: str, truth: str, read: ReadSample, off: Sequence[str], missing: float, draw: int
-    ) -> ExploreAnswer:
+    ) -> ExploreResponse:
         for m in off:
             if m not in self.card["modalities"]:
                 raise Refused(422, f"off: {m[:60]!r} is not a modality of this model")
@@ -632,16 +634,16 @@ class Service:
             zip(roles, await self._answers([(role, visible) for role in roles]), strict=True)
         )
         effects = answers.pop(EFFECTS)
-        return ExploreAnswer(
+        return ExploreResponse(
             id=name,
             truth=truth,
             visible={m: mask.tolist() for m, (_, mask) in visible.items()},
             answers={
-                role: PredictionAnswer(**a.to_json())
+                role: PredictionResponse(**a.to_json())
                 for role, a in answers.items()
                 if isinstance(a, Prediction)
             },
-            effects=[EffectsAnswer(**asdict(e)) for e in effects]
+            effects=[EffectsResponse(**asdict(e)) for e in effects]
             if isinstance(effects, list)
             else [],
         )

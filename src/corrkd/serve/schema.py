@@ -23,7 +23,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class ReliabilityAnswer(BaseModel):
+class ReliabilityResponse(BaseModel):
     """Test results under the most similar tested condition, as fractions of 1."""
 
     condition: str
@@ -33,7 +33,7 @@ class ReliabilityAnswer(BaseModel):
     measured: dict[str, float]
 
 
-class PredictionAnswer(BaseModel):
+class PredictionResponse(BaseModel):
     """The prediction for one sample."""
 
     label: str | dict[str, str] = Field(
@@ -44,21 +44,21 @@ class PredictionAnswer(BaseModel):
     used: dict[str, float] = Field(
         description="fraction of each modality's frames that was present"
     )
-    reliability: ReliabilityAnswer | None = None
+    reliability: ReliabilityResponse | None = None
     prediction_set: list[str] | dict[str, list[str]] | None = Field(
         None, description="classes that cannot be ruled out"
     )
     interval: tuple[float, float] | None = Field(None, description="of a score")
 
 
-class PredictAnswer(BaseModel):
+class PredictResponse(BaseModel):
     """Predictions in the order of the samples."""
 
     model: str = Field(description="SHA-256 of the model's parameters")
-    predictions: list[PredictionAnswer]
+    predictions: list[PredictionResponse]
 
 
-class EffectAnswer(BaseModel):
+class EffectResponse(BaseModel):
     """The difference between the predictions with and without a modality."""
 
     value: float = Field(
@@ -68,13 +68,13 @@ class EffectAnswer(BaseModel):
     probability: float | None = Field(None, description="in probability of the label, -1 to 1")
 
 
-class EffectsAnswer(BaseModel):
+class EffectsResponse(BaseModel):
     """The effect of each modality on a prediction."""
 
     quantity: str = Field(description="log-odds, or score")
     label: str | None = None
     question: str | None = None
-    modalities: dict[str, EffectAnswer]
+    modalities: dict[str, EffectResponse]
 
 
 class Problem(BaseModel):

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from corrkd.media.decode import STEP
 from corrkd.media.face_outline import OUTLINE, SCALE
 from corrkd.serve.clip_processes import ReadClip
-from corrkd.serve.schema import PredictionAnswer
+from corrkd.serve.schema import PredictionResponse
 
 MEDIA_BODY = {
     "required": True,
@@ -61,11 +61,11 @@ class Details(BaseModel):
     sample: str = Field(description="the features as .npz in base64, which the other routes accept")
 
 
-class MediaAnswer(BaseModel):
+class MediaResponse(BaseModel):
     """The prediction for a recording."""
 
     model: str = Field(description="SHA-256 of the model's parameters")
-    prediction: PredictionAnswer
+    prediction: PredictionResponse
     seconds: float = Field(description="duration of the recording in seconds; 0 for a text")
     transcript: str = Field(description="source of the words: text, subtitles, transcribed or none")
     frames: dict[str, int] = Field(description="number of frames of each modality")
