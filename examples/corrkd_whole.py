@@ -1,10 +1,10 @@
-"""CorrKD on one screen: masks, teacher and student, three losses with critics, a plain loop.
+"""CorrKD in one file: masks, teacher and student, three losses with critics, a plain loop.
 
     python examples/corrkd_whole.py
 
 Li et al., "Correlation-decoupled Knowledge Distillation for Multimodal Sentiment Analysis with
-Incomplete Modalities", CVPR 2024. The frozen teacher knows the complete samples; the student sees
-what modality random missing leaves of them.
+Incomplete Modalities", CVPR 2024. The frozen teacher sees complete samples; the student sees what
+is left after modalities and frames are dropped at random.
 """
 
 import torch

@@ -1,12 +1,12 @@
-"""CorrKD's three losses with Hugging Face's Trainer: a student of incomplete samples, taught by
-outputs of a teacher of complete ones.
+"""CorrKD's three losses with Hugging Face's Trainer: a student on incomplete samples learns
+from the outputs of a teacher on complete ones.
 
     pip install corrkd transformers accelerate
     python examples/hf_trainer.py
 
-The teacher's outputs are computed once and stand beside the samples. With several processes, gather
-the rows of all before the loss, with gradients for the student's: it compares the samples of a
-batch with one another (docs/distilling.md).
+The teacher's outputs are computed once and stored with the samples. The losses compare the samples
+of a batch with one another, so with several processes gather the rows of all processes first, with
+gradients for the student's (docs/distilling.md).
 """
 
 import tempfile

@@ -1,10 +1,9 @@
-"""A classifier of one's own under missing modalities: the conditions, masks and metrics are
-corrkd's, the classifier is not.
+"""Testing any classifier under missing modalities, with corrkd's conditions, masks and metrics.
 
     python examples/judge_any_classifier.py
 
-Here it is scikit-learn's logistic regression on the mean of the visible frames. Another would
-change `features` and `predict` alone.
+The classifier here is scikit-learn's logistic regression on the mean of the visible frames. For
+another one, change only `features` and `predict`.
 """
 
 import numpy as np

@@ -1,11 +1,11 @@
-"""CorrKD's three losses in a LightningModule: a student of incomplete samples, a frozen teacher of
-complete ones.
+"""CorrKD's three losses in a LightningModule: a student on incomplete samples, a frozen teacher
+on complete ones.
 
     pip install corrkd lightning
     python examples/lightning_module.py
 
-With several processes (strategy="ddp") the losses see the batches of all: they compare samples with
-one another.
+The losses compare samples with one another, so with several processes (strategy="ddp") they see the
+batches of all of them.
 """
 
 import lightning

@@ -50,12 +50,12 @@ BACKGROUND = {
     "The built-in dataset": "synthetic.md",
 }
 GALLERY = {
-    "CorrKD on one screen": "corrkd_whole.py",
-    "One loss in your loop": "loss_in_own_loop.py",
+    "CorrKD in one file": "corrkd_whole.py",
+    "One loss in a training loop": "one_loss.py",
     "Lightning": "lightning_module.py",
     "Hugging Face Trainer": "hf_trainer.py",
-    "Your own arrays": "own_arrays.py",
-    "Judging any classifier": "judge_any_classifier.py",
+    "NumPy arrays": "arrays.py",
+    "Testing any classifier": "judge_any_classifier.py",
     "A method as a package": "plugin",
     "Extensions": "extending",
 }

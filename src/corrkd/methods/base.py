@@ -292,7 +292,8 @@ class Method(nn.Module, Generic[N]):
         is trained with the method and discarded with it.
 
         Args:
-            loss, remedy: see `check_representations`.
+            loss: as in `check_representations`.
+            remedy: as in `check_representations`.
 
         Raises:
             CorrKDError: if either side has no representation.

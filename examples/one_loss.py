@@ -1,9 +1,9 @@
-"""One of corrkd's losses in a training loop of one's own. Needs torch and corrkd.losses alone.
+"""One of corrkd's losses in your training loop. Needs only torch and corrkd.losses.
 
-    python examples/loss_in_own_loop.py
+    python examples/one_loss.py
 
-A teacher that sees whole samples hands its representations on to a student that sees only half of
-the features.
+The teacher sees complete samples; the student, which sees only half of the features, learns from
+its representations.
 """
 
 import torch

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "own_arrays.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "arrays.py"
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "loss_in_own_loop.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "one_loss.py"
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
-"""CorrKD on arrays of one's own: any number of modalities, any names.
+"""CorrKD on your NumPy arrays: any number of modalities, with any names.
 
-    python examples/own_arrays.py
+    python examples/arrays.py
 
 Writes mine.npz, trains teacher, student and control on it, and tests the student without the
 speech.
