@@ -1,4 +1,4 @@
-"""A method, trained from Python beside the student and the control of a run.
+"""A method, trained from Python next to the student and the control of a run.
 
 python examples/extending/method.py     trains and evaluates it
 """

@@ -1,4 +1,4 @@
-"""A teacher from outside: any model whose logits for the training samples can be had.
+"""An external teacher: any model whose logits for the training samples can be had.
 
 python examples/extending/teacher.py     trains a student from a function's logits
 """
