@@ -70,7 +70,7 @@ class GatedFusionNetwork(Network[GatedFusionSettings]):
 
 
 class GatedFusionOptions(Strict):
-    """State that only training needs."""
+    """Options that only training needs."""
 
     concentration: WeightedLoss = Field(
         default=WeightedLoss(weight=0.1),
