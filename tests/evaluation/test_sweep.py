@@ -55,7 +55,7 @@ def test_a_sweep_agrees_with_one_condition_at_a_time(
         EvaluationSettings(
             conditions={"ratio": [0.0, 0.4, 1.0], "late": [0.5], "noise": [0.5]}, draws=2
         ),
-        naturally_incomplete=False,
+        incomplete=np.array([False]),
     )
     results = sweep(network, samples, conditions, mask_seed=5, batch_size=7)
     assert len(results) == sum(c.draws for c in conditions)

@@ -1,26 +1,16 @@
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "corrkd_whole.py"
+from tests.examples.script import EXAMPLES, output_of
 
 
 @pytest.mark.slow
 def test_the_student_beats_its_teacher_without_language() -> None:
-    run = subprocess.run(
-        [sys.executable, str(SCRIPT)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    lines = re.findall(r"(\w+): accuracy (\S+), without language (\S+)", run.stdout)
+    printed = output_of("corrkd_whole.py")
+    lines = re.findall(r"(\w+): accuracy (\S+), without language (\S+)", printed)
     (teacher, student) = ((float(complete), float(missing)) for _, complete, missing in lines)
     assert [name for name, _, _ in lines] == ["teacher", "student"]
     assert min(teacher[0], student[0]) > 0.6  # three classes, equally likely
@@ -28,6 +18,6 @@ def test_the_student_beats_its_teacher_without_language() -> None:
 
 
 def test_the_script_is_short_and_independent_of_experiments() -> None:
-    text = SCRIPT.read_text()
+    text = (EXAMPLES / "corrkd_whole.py").read_text()
     assert len(text.splitlines()) < 100
     assert "corrkd.experiment" not in text

@@ -127,13 +127,13 @@ def test_its_settings_are_validated(tmp_path: Path) -> None:
 def test_a_modality_named_like_a_condition_is_refused_only_where_that_is_tested() -> None:
     names = ("every", "other")
     assert condition("every", names).available == ("every",)
-    standard_conditions(names, EvaluationSettings(), naturally_incomplete=False)
+    standard_conditions(names, EvaluationSettings(), incomplete=np.array([False]))
     tested = EvaluationSettings(conditions={"every": [2]})
-    standard_conditions(("language", "audio"), tested, naturally_incomplete=False)
+    standard_conditions(("language", "audio"), tested, incomplete=np.array([False]))
     with pytest.raises(
         corrkd.CorrKDError, match="modality 'every-2': its name means something else"
     ):
-        standard_conditions(("every-2", "other"), tested, naturally_incomplete=False)
+        standard_conditions(("every-2", "other"), tested, incomplete=np.array([False]))
 
 
 def test_a_report_without_the_package_is_a_one_line_error(

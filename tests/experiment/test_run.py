@@ -251,7 +251,7 @@ def test_any_number_of_modalities_and_any_target(
     expected = {
         c.name
         for c in standard_conditions(
-            tuple(widths), evaluation_settings(run.folder), naturally_incomplete=False
+            tuple(widths), evaluation_settings(run.folder), incomplete=np.array([False])
         )
     }
     assert set(read(run.folder)["condition"]) == expected | {"average", "ratios"}

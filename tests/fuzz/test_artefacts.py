@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -166,7 +167,7 @@ def checkpoint_target(tmp: Path) -> Target:
 def manifest_target(tmp: Path) -> Target:
     samples = make_samples(make_dataset(), "test")
     conditions = standard_conditions(
-        ("language", "audio", "vision"), EvaluationSettings(), naturally_incomplete=False
+        ("language", "audio", "vision"), EvaluationSettings(), incomplete=np.array([False])
     )
     save_manifest(tmp / "m.safetensors", make_manifest(samples, conditions, seed=1))
     return Target(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -54,7 +55,7 @@ def test_names_are_read_back() -> None:
     for expected in standard_conditions(
         NAMES,
         EvaluationSettings(conditions={"late": [0.5], "noise": [0.25]}),
-        naturally_incomplete=True,
+        incomplete=np.array([True, False]),
     ):
         assert condition(expected.name, NAMES, draws=3) == expected
     assert condition("vision+language", NAMES).name == "language+vision"
@@ -77,7 +78,7 @@ def test_deterministic_conditions_are_drawn_once() -> None:
         for c in standard_conditions(
             NAMES,
             EvaluationSettings(draws=4, conditions={"late": [0.5]}),
-            naturally_incomplete=False,
+            incomplete=np.array([False]),
         )
     }
     assert (
@@ -92,15 +93,13 @@ def test_deterministic_conditions_are_drawn_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("incomplete", "intact", "expected"),
-    [(True, True, {"natural", "intact"}), (True, False, {"natural"}), (False, True, set())],
+    ("incomplete", "expected"),
+    [([True, False], {"natural", "intact"}), ([True], {"natural"}), ([False], set())],
 )
 def test_samples_are_divided_only_where_some_are_incomplete(
-    incomplete: bool, intact: bool, expected: set[str]
+    incomplete: list[bool], expected: set[str]
 ) -> None:
-    conditions = standard_conditions(
-        NAMES, EvaluationSettings(), naturally_incomplete=incomplete, intact=intact
-    )
+    conditions = standard_conditions(NAMES, EvaluationSettings(), incomplete=np.array(incomplete))
     assert {c.name for c in conditions} & {"natural", "intact"} == expected
 
 
@@ -142,7 +141,7 @@ def test_any_ratio_has_a_name_and_noise_is_always_random() -> None:
     conditions = standard_conditions(
         NAMES,
         EvaluationSettings(conditions={"ratio": [0.00001, 0.25, 1], "noise": [1.0]}, draws=2),
-        naturally_incomplete=False,
+        incomplete=np.array([False]),
     )
     names = {c.name: c for c in conditions if c.kind in ("ratio", "noise")}
     assert set(names) == {"ratio-0.00001", "ratio-0.25", "ratio-1.0", "noise-1.0"}
@@ -175,7 +174,9 @@ def test_settings_change_one_kind_and_leave_the_others() -> None:
     assert (
         EvaluationSettings(conditions={"burst": (0.2,)}) == changed
     )  # a tuple is read back as a list
-    names = {c.name for c in standard_conditions(NAMES, changed, naturally_incomplete=True)}
+    names = {
+        c.name for c in standard_conditions(NAMES, changed, incomplete=np.array([True, False]))
+    }
     assert {n for n in names if n.startswith("burst")} == {"burst-0.2"}
     assert {"ratio-0.1", "natural"} <= names
 
@@ -366,7 +367,7 @@ def test_the_settings_list_all_protocols() -> None:
     every = EvaluationSettings(protocols=tuple(PROTOCOLS), conditions={"ratio": [0.5], "burst": []})  # type: ignore[arg-type]
     with pytest.raises(ValidationError, match="'lnln' or 'gcnet'"):
         EvaluationSettings(protocols=("none",))  # type: ignore[arg-type]
-    names = [c.name for c in standard_conditions(NAMES, every, naturally_incomplete=False)]
+    names = [c.name for c in standard_conditions(NAMES, every, incomplete=np.array([False]))]
     assert len(set(names)) == len(names)
     assert set(names) - {c.name for c in subsets(NAMES)} == {
         *(f"ratio-0.{k}" for k in range(10)),

@@ -54,7 +54,7 @@ def test_a_sweep_equals_separate_evaluations(name: str) -> None:
     conditions = standard_conditions(
         samples.modalities,
         EvaluationSettings(conditions={"ratio": [0.0, 0.4, 1.0], "noise": [0.5]}, draws=2),
-        naturally_incomplete=False,
+        incomplete=np.array([False]),
     )
     everything = samples.take(torch.arange(len(samples)))
     for result in sweep(network, samples, conditions, mask_seed=5, batch_size=7):
@@ -79,7 +79,9 @@ def test_hidden_modalities_do_not_leak(name: str) -> None:
     frames = {m: x if m == "language" else x[::-1].copy() for m, x in split.frames.items()}
     samples = make_samples(dataset, "test")
     conditions = standard_conditions(
-        samples.modalities, EvaluationSettings(conditions={"ratio": []}), naturally_incomplete=False
+        samples.modalities,
+        EvaluationSettings(conditions={"ratio": []}),
+        incomplete=np.array([False]),
     )[:1]
     assert conditions[0].name == "language"
     network = fresh(name, samples)

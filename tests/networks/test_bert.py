@@ -227,7 +227,7 @@ def test_a_sweep_with_shared_encodings_matches_the_network(model: Path) -> None:
     bert = network(model)
     assert bert.modality_wise
     evaluation = EvaluationSettings(conditions={"ratio": [0.4], "noise": [0.5]}, draws=1)
-    conditions = standard_conditions(samples.modalities, evaluation, naturally_incomplete=False)
+    conditions = standard_conditions(samples.modalities, evaluation, incomplete=np.array([False]))
     everything = samples.take(torch.arange(len(samples)))
     for result in sweep(bert, samples, conditions, mask_seed=5, batch_size=7):
         incomplete = result.condition.apply(everything, seed=5, draw=result.draw)

@@ -347,7 +347,9 @@ def test_the_card(exported: Exported) -> None:
         == max(exported.report.differences.values())
     )
     assert 0.0 < exported.report.largest < 1e-5
-    standard = standard_conditions(tuple(WIDTHS), EvaluationSettings(), naturally_incomplete=False)
+    standard = standard_conditions(
+        tuple(WIDTHS), EvaluationSettings(), incomplete=np.array([False])
+    )
     longer = {"plain": 12, "other": 12, "learned": 6}[exported.name]
     named = {c.name for c in standard} | {"complete, one frame", f"complete, {longer} frames"}
     assert set(exported.report.differences) == named

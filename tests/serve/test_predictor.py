@@ -48,7 +48,7 @@ def test_matches_the_evaluation(target: str) -> None:
     conditions = standard_conditions(
         dataset.modalities,
         EvaluationSettings(draws=1, conditions={"ratio": [0.5, 1.0]}),
-        naturally_incomplete=False,
+        incomplete=np.array([False]),
     )
     assert saved.evaluated is not None
     temperatures = {c.name: c.temperature for c in saved.evaluated.conditions}

@@ -247,10 +247,7 @@ def conditions_of(samples: Samples, names: Sequence[str] | None, draws: int) -> 
                 raise CorrKDError(f"conditions: {c.name}: no sample is naturally {what}")
         return chosen
     return standard_conditions(
-        samples.modalities,
-        EvaluationSettings(draws=draws),
-        naturally_incomplete=bool(incomplete.any()),
-        intact=not incomplete.all(),
+        samples.modalities, EvaluationSettings(draws=draws), incomplete=incomplete
     )
 
 

@@ -139,10 +139,7 @@ class Experiment:
         counts = self.target.of(split, f"dataset {self.dataset.name}, {name}")[1]
         incomplete = split.naturally_incomplete()[counts]
         return standard_conditions(
-            self.dataset.modalities,
-            self.settings.evaluation,
-            naturally_incomplete=bool(incomplete.any()),
-            intact=not incomplete.all(),
+            self.dataset.modalities, self.settings.evaluation, incomplete=incomplete
         )
 
     def projection(self) -> str:

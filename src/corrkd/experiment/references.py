@@ -62,12 +62,15 @@ def _references(experiment: Experiment, seed: int | str = "") -> pd.DataFrame:
     lengths = {m: x[counted] for m, x in train.lengths.items()}
     if lengths_vary(lengths):
         by_length = LengthFloor(
-            target, labels, lengths, _as_arrays({m: x[counted] for m, x in train.present.items()})
+            target,
+            labels,
+            lengths,
+            _visible_modalities({m: x[counted] for m, x in train.present.items()}),
         )
         tested = _lengths(samples)
         predictions = {
             (c.name, draw): by_length.predict(
-                tested, _as_arrays(_arrays(c.visible(batch, seed=mask_seed, draw=draw)))
+                tested, _visible_modalities(_arrays(c.visible(batch, seed=mask_seed, draw=draw)))
             )
             for c, draw in runs
         }
@@ -92,7 +95,7 @@ def _arrays(masks: Mapping[str, Tensor]) -> Visible:
     return {m: mask.cpu().numpy() for m, mask in masks.items()}
 
 
-def _as_arrays(visible: Visible) -> dict[str, BoolArray]:
+def _visible_modalities(visible: Visible) -> dict[str, BoolArray]:
     return {m: np.asarray(mask.any(1)) for m, mask in visible.items()}
 
 

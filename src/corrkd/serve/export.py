@@ -347,12 +347,7 @@ def _compared(
 ) -> tuple[dict[str, float], int]:
     """Return the largest difference by condition, and the number of samples compared."""
     settings, incomplete = EvaluationSettings(draws=1), split.naturally_incomplete()
-    conditions = standard_conditions(
-        tuple(split.frames),
-        settings,
-        naturally_incomplete=bool(incomplete.any()),
-        intact=not incomplete.all(),
-    )
+    conditions = standard_conditions(tuple(split.frames), settings, incomplete=incomplete)
     out: dict[str, float] = {}
     seen: set[int] = set()
     for condition in conditions:

@@ -8,6 +8,8 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
 from corrkd import plugins
@@ -123,19 +125,15 @@ def check_settings(values: Mapping[str, Any]) -> dict[type[Condition], Any]:
 
 
 def standard_conditions(
-    modalities: Sequence[str],
-    settings: EvaluationSettings,
-    *,
-    naturally_incomplete: bool,
-    intact: bool = True,
+    modalities: Sequence[str], settings: EvaluationSettings, *, incomplete: npt.NDArray[np.bool_]
 ) -> list[Condition]:
     """Return the conditions of an evaluation: every subset, then those that the settings ask for.
 
     Args:
         modalities: names of the dataset's modalities.
         settings: settings of the evaluation.
-        naturally_incomplete: whether any tested sample is incomplete in the data.
-        intact: whether any tested sample is complete in the data.
+        incomplete: (N,) booleans: tested samples that are incomplete in the data. Conditions that
+            would test no sample are left out.
 
     Raises:
         CorrKDError: if a modality has the name of a condition, or the settings are wrong.
@@ -162,8 +160,7 @@ def standard_conditions(
         c
         for c in configured
         # Of data without natural missingness, the intact samples are all samples.
-        if (naturally_incomplete or not (c.incomplete_samples_only or c.intact_samples_only))
-        and (intact or not c.intact_samples_only)
+        if len(c.tested_rows(incomplete)) and (incomplete.any() or not c.intact_samples_only)
     ]
 
 
